@@ -1,0 +1,1 @@
+"""The servers and the supervisor behind ``fairlane up``: a real Postgres and a real Redis out of Python wheels."""
