@@ -20,8 +20,8 @@
     Suspend (BaseException)          the run leaves its worker and waits; no `except Exception` can eat it
     Cancelled (BaseException)        the run was cancelled or lost to another worker; stop at once
 
-`code` is stable and part of the contract; `detail` is a sentence for a person and never holds a secret. A 5xx always means our
-own fault; what a tenant did wrong is a 4xx.
+`code` is stable and part of the contract; `detail` is a sentence for a person and never holds a secret. A 5xx always
+means our own fault; what a tenant did wrong is a 4xx.
 """
 
 from __future__ import annotations
