@@ -1,0 +1,333 @@
+"""What a worker process has in hand: claimed messages, from the claim until their lease ends.
+
+One `Hands` serves one broker for the whole process, apart from any kombu channel, because a channel dies with its
+connection and the work in hand does not: after a reconnect the same leases are renewed and the late acks still count.
+
+A message is in hand as long as somebody could still finish it, that is, as long as its `Message` object is alive.
+When Celery drops a request without running it (after a lost connection, or at shutdown) the object is collected, and
+the message goes back to the place it had. What is in hand when the process exits in order goes back too; what is in
+hand when it is killed comes back when its lease runs out.
+
+The keeper thread (`keeper.py`) calls `run_once`; the thread that consumes calls `exchange`. Nothing here is used
+before its connection is: a fork inherits an empty registry.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+import time
+import uuid
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis import ConnectionPool
+from redis.exceptions import RedisError
+
+from engine.fairshare.envelope import Envelope, seal, unseal
+from engine.fairshare.scripts import Command, Keys, Wire, operation
+
+logger = logging.getLogger("fairlane.fairshare")
+
+MAX_BATCH = 64
+"""Messages of one claim, and of one batch of acks; the scripts take no more at once."""
+
+
+@dataclass(slots=True)
+class Held:
+    """One message in hand. Times are of the process's monotonic clock."""
+
+    tag: str
+    id: str
+    keys: Keys
+    token: str
+    born: bytes
+    payload: bytes
+    deliveries: int
+    claimed_at: float
+    started_at: float | None = None
+    lost: bool = False
+    watch: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one claim brought: messages, whether more work is ready, seconds until a throttled lane may go on."""
+
+    messages: list[Held] = field(default_factory=list)
+    more: bool = False
+    due_in: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tended:
+    """What one run of the keeper did; `due_in` is when a throttled lane may go on."""
+
+    returned: int = 0
+    renewed: int = 0
+    registered: int = 0
+    lost: int = 0
+    reaped: int = 0
+    due_in: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    id: str
+    token: str
+    seconds: float
+
+
+class Hands:
+    """See the module. `lease` is in seconds; `clock` is monotonic."""
+
+    def __init__(
+        self, pool: ConnectionPool, *, lease: float = 30.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.lease = lease
+        self.consumer = f"{os.uname().nodename}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self.counters: Counter[str] = Counter()
+        self.queues: set[Keys] = set()
+        self.wake = threading.Event()
+        self._clock = clock
+        self._wire = Wire(pool, keep=True)
+        self._tending = Wire(pool)
+        self._tokens = itertools.count(1)
+        self._held: dict[str, Held] = {}
+        self._by_id: dict[str, Held] = {}
+        self._acks: deque[tuple[Keys, Ack]] = deque()
+        self._forgotten: deque[str] = deque()
+        self._unanswered: deque[tuple[Keys, str]] = deque()
+        self._renew_at = 0.0
+        self.planned = 0.0
+
+    def __contains__(self, tag: object) -> bool:
+        return tag in self._held
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    # -- the consuming thread ------------------------------------------------------------------------------------
+
+    def exchange(self, keys: Keys, wanted: int) -> Claim:
+        """Sends the acks that wait and claims up to `wanted` messages, in one round trip.
+
+        Raises what a broken connection raises. The acks are then sent again later; what the claim leased, if it ran,
+        is recalled by the keeper.
+        """
+        acks = self._take_acks()
+        commands = [operation("ack", at, "", *_flat(batch)) for at, batch in _by_queue(acks)]
+        token = f"{self.consumer[-8:]}{next(self._tokens):x}"
+        if wanted > 0:
+            commands.append(operation("claim", keys, "", self.lease, token, min(wanted, MAX_BATCH)))
+        if not commands:
+            return Claim()
+        try:
+            replies = self._wire.call(*commands)
+        except BaseException:
+            self._acks.extendleft(reversed(acks))
+            if wanted > 0:
+                self._unanswered.append((keys, token))
+                self.wake.set()
+            raise
+        self._count_acks(replies[:-1] if wanted > 0 else replies)
+        return self._take(keys, token, replies[-1]) if wanted > 0 else Claim()
+
+    def flush(self) -> None:
+        """Sends the acks that wait. Raises what a broken connection raises; they are kept for the next time."""
+        while self._acks:
+            self.exchange(self._acks[0][0], 0)
+
+    def expect(self, due_in: float) -> None:
+        """A throttled lane may go on in so many seconds: the keeper shall not sleep longer."""
+        if self._clock() + due_in < self.planned - 0.001:
+            self.planned = self._clock() + due_in
+            self.wake.set()
+
+    @property
+    def has_acks(self) -> bool:
+        return bool(self._acks)
+
+    def watch(self, tag: str, message: object) -> None:
+        """From now on the message is in hand as long as `message` lives."""
+        held = self._held[tag]
+        forgotten = self._forgotten
+
+        def collected(_: object) -> None:
+            forgotten.append(tag)
+
+        held.watch = weakref.ref(message, collected)
+
+    def ack(self, tag: str) -> None:
+        """The message is done. Never fails: the ack goes out with the next `exchange`, `flush` or run of the keeper."""
+        held = self._drop(tag)
+        if held is not None:
+            self._acks.append((held.keys, Ack(held.id, held.token, self._seconds(held))))
+
+    def requeue(self, tag: str) -> None:
+        """The message was rejected: it goes behind the others of its priority. Raises on a broken connection."""
+        held = self._held.get(tag)
+        if held is not None:
+            self._wire.call(operation("requeue", held.keys, "", held.id, held.token, self._seconds(held), "behind"))
+            self._drop(tag)
+
+    def set_aside(self, tag: str, reason: str) -> None:
+        """The message is not deliverable, or rejected for good. Raises on a broken connection."""
+        held = self._held.get(tag)
+        if held is not None:
+            self._wire.call(operation("set_aside", held.keys, "", held.id, held.token, reason[:500], ""))
+            self._drop(tag)
+            self.counters["set_aside"] += 1
+
+    def started(self, message_id: str) -> bool:
+        """The work on this message begins now; it is charged from here. False when it is not in hand."""
+        held = self._by_id.get(message_id)
+        if held is None:
+            return False
+        held.started_at = self._clock()
+        return True
+
+    def give_back(self, tags: Iterable[str]) -> int:
+        """Messages on which no work has begun go back to the place they had. Raises on a broken connection."""
+        given = [held for tag in tags if (held := self._held.get(tag)) is not None]
+        for keys in {held.keys for held in given}:
+            args = [part for held in given if held.keys == keys for part in (held.id, held.token, 0, "place")]
+            self._tending.call(operation("requeue", keys, "", *args))
+        for held in given:
+            self._drop(held.tag)
+        self.counters["returned"] += len(given)
+        return len(given)
+
+    # -- the keeper ----------------------------------------------------------------------------------------------
+
+    def run_once(self) -> Tended:
+        """Looks after everything in hand and after the queues. Raises what a broken connection raises."""
+        returned = self.give_back(self._pop_forgotten()) + self._recall()
+        if self._acks:
+            self.flush()
+        renewed = registered = lost = 0
+        if self._clock() >= self._renew_at:
+            renewed, registered, lost = self._renew()
+            self._renew_at = self._clock() + self.lease / 3
+        reaped, due_in = self._reap()
+        return Tended(returned, renewed, registered, lost, reaped, due_in)
+
+    def close(self) -> None:
+        """The process ends: acks go out, everything still in hand goes back. A broken connection is only logged."""
+        try:
+            self.flush()
+            self.give_back(list(self._held))
+            for keys in self.queues:
+                self._tending.call(("ZREM", f"{keys.stem}workers", self.consumer))
+        except (RedisError, OSError) as error:
+            logger.warning("could not give back what is in hand (%s); it comes back when the leases run out", error)
+        self._wire.close()
+
+    def _pop_forgotten(self) -> list[str]:
+        return [self._forgotten.popleft() for _ in range(len(self._forgotten))]
+
+    def _recall(self) -> int:
+        recalled = 0
+        while self._unanswered:
+            keys, token = self._unanswered[0]
+            recalled += self._tending.call(operation("recall", keys, "", token))[0]
+            self._unanswered.popleft()
+        return recalled
+
+    def _renew(self) -> tuple[int, int, int]:
+        renewed = registered = lost = 0
+        for keys in list(self.queues):
+            mine = {held.id: held for held in list(self._held.values()) if held.keys == keys and not held.lost}
+            args = [part for held in mine.values() for part in (held.id, held.token)]
+            born, *missing = self._tending.call(operation("renew", keys, "", self.lease, self.consumer, *args))[0]
+            gone = [mine[id_.decode()] for id_ in missing]
+            for held in gone:
+                held.lost = held.born == born
+            again = self._register(keys, [held for held in gone if not held.lost], born)
+            renewed += len(mine) - len(gone)
+            registered += again
+            lost += sum(held.lost for held in gone)
+        self.counters["registered"] += registered
+        return renewed, registered, lost
+
+    def _register(self, keys: Keys, gone: list[Held], born: bytes) -> int:
+        """Puts what Redis lost back on record. A lease that ran out is somebody else's by now and is left alone."""
+        if not gone:
+            return 0
+        logger.warning("%s: Redis lost its data; registering %d messages in hand again", keys.tickets, len(gone))
+        args = [part for held in gone for part in (held.id, held.token, *_sealed(held).arguments()[1:])]
+        replies = self._tending.call(operation("register", keys, "", self.lease, *args))[0]
+        for held, mine in zip(gone, replies, strict=True):
+            held.born, held.lost = born, not mine
+        return sum(replies)
+
+    def _reap(self) -> tuple[int, float | None]:
+        reaped, due = 0, []
+        for keys in list(self.queues):
+            grace = self.lease / 3 + 2
+            count, due_in = self._tending.call(operation("reap", keys, "", self.lease, grace, 100))[0]
+            reaped += count
+            if due_in:
+                due.append(float(due_in))
+        return reaped, min(due, default=None)
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _seconds(self, held: Held) -> float:
+        return max(self._clock() - (held.started_at or held.claimed_at), 0.0)
+
+    def _drop(self, tag: str) -> Held | None:
+        held = self._held.pop(tag, None)
+        if held is not None:
+            held.watch = None
+            if self._by_id.get(held.id) is held:
+                del self._by_id[held.id]
+        return held
+
+    def _take(self, keys: Keys, token: str, reply: list[Any]) -> Claim:
+        born, due_in, more, *fields = reply
+        now, messages = self._clock(), []
+        for i in range(0, len(fields), 3):
+            id_ = fields[i].decode()
+            held = Held(f"{token}.{i // 3}", id_, keys, token, born, fields[i + 2], int(fields[i + 1]), now)
+            self._held[held.tag] = self._by_id[id_] = held
+            messages.append(held)
+        self.counters["claims"] += 1
+        self.counters["claimed"] += len(messages)
+        return Claim(messages, bool(more), float(due_in) if due_in else None)
+
+    def _take_acks(self) -> list[tuple[Keys, Ack]]:
+        return [self._acks.popleft() for _ in range(min(len(self._acks), MAX_BATCH))]
+
+    def _count_acks(self, replies: list[list[int]]) -> None:
+        for reply in replies:
+            self.counters["acked"] += sum(reply)
+            self.counters["late"] += len(reply) - sum(reply)
+
+
+def _by_queue(acks: list[tuple[Keys, Ack]]) -> list[tuple[Keys, list[Ack]]]:
+    queues: dict[Keys, list[Ack]] = {}
+    for keys, ack in acks:
+        queues.setdefault(keys, []).append(ack)
+    return list(queues.items())
+
+
+def _flat(acks: list[Ack]) -> list[str | float]:
+    return [part for ack in acks for part in (ack.id, ack.token, ack.seconds)]
+
+
+def _sealed(held: Held) -> Envelope:
+    """The envelope that the message was published in."""
+    raw = unseal(held.payload, tag=held.tag, redelivered=held.deliveries > 0)
+    priority = raw["properties"].get("priority")
+    return seal(raw, priority if isinstance(priority, int) else 0)[0]
+
+
+def publishing(keys: Keys, envelope: Envelope, *, again: bool) -> Command:
+    """The command that publishes one message."""
+    return operation("publish", keys, "", "1" if again else "", *envelope.arguments())
