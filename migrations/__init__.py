@@ -1,0 +1,46 @@
+"""The history of the schema, and the door to it for ``fairlane migrate`` and the tests.
+
+Every migration is plain SQL, runs in a transaction of its own, gives up after 5 s without its locks, and never imports
+the models: history must not change when they do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+
+def _config(database_url: str) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    config.set_main_option("path_separator", "os")
+    config.attributes["url"] = database_url
+    return config
+
+
+def upgrade(database_url: str, revision: str = "head") -> None:
+    """Bring the schema up to `revision`; a no-op when it is there. `database_url` begins with postgresql+psycopg://."""
+    command.upgrade(_config(database_url), revision)
+
+
+def downgrade(database_url: str, revision: str) -> None:
+    """Take the schema back to `revision`; refuses with one sentence where that would lose data."""
+    command.downgrade(_config(database_url), revision)
+
+
+def head() -> str:
+    """The newest revision that this code knows."""
+    revision = ScriptDirectory(str(Path(__file__).parent)).get_current_head()
+    if revision is None:
+        raise RuntimeError("migrations/versions holds no revision")
+    return revision
+
+
+def current(connection: Connection) -> str | None:
+    """The revision that the database is at; None for an empty one."""
+    return MigrationContext.configure(connection).get_current_revision()

@@ -1,0 +1,404 @@
+"""Every table, its constraints, and who may see which of its rows.
+
+Two database roles execute our statements, neither owner nor superuser (`engine.db` switches to one at the start of each
+transaction): `TENANT_ROLE` sees the rows of the tenant named in the setting ``app.tenant_id`` and nothing without it;
+`SYSTEM_ROLE` sees all rows and is for schedulers, sweepers and the look-up of who is calling. Row-level security is
+forced, so the owner of the tables has no way around it either. `Table.info["visible"]` holds the condition under which
+the tenant role sees a row; `Table.info["grants"]` what it may do. Tests compare both, and the tables, with the
+migrations.
+
+Foreign keys between tenant tables are composite, ``(tenant_id, id)``: a row cannot refer to another tenant's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+from engine.states import RunState, StepState
+
+TENANT_ROLE = "fairlane_tenant"
+SYSTEM_ROLE = "fairlane_system"
+CURRENT_TENANT = "nullif(current_setting('app.tenant_id', true), '')"
+
+FULL_GRANTS = ("SELECT", "INSERT", "UPDATE", "DELETE")
+APPEND_GRANTS = ("SELECT", "INSERT")
+ROLES = ("owner", "admin", "member", "viewer")
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _tenant_info(*, visible: str = f"tenant_id = {CURRENT_TENANT}", grants: tuple[str, ...] = FULL_GRANTS) -> Any:
+    return {"visible": visible, "grants": grants}
+
+
+def _tenant_id(*, primary_key: bool = False) -> Column[str]:
+    return Column("tenant_id", Text, primary_key=primary_key, nullable=False)
+
+
+def _moment(name: str, *, nullable: bool = True, now: bool = False) -> Column[Any]:
+    default = func.now() if now else None
+    return Column(name, DateTime(timezone=True), nullable=nullable and not now, server_default=default)
+
+
+def _one_of(column: str, values: Any) -> str:
+    return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
+
+
+def _in_tenant(*, name: str, target: str, columns: tuple[str, ...], keys: tuple[str, ...]) -> ForeignKeyConstraint:
+    """A foreign key that cannot leave the tenant."""
+    return ForeignKeyConstraint(
+        ("tenant_id", *columns),
+        [f"{target}.{key}" for key in ("tenant_id", *keys)],
+        name=name,
+        ondelete="CASCADE",
+    )
+
+
+def _of_tenant(table: str) -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(("tenant_id",), ["tenants.id"], name=f"fk_{table}_tenant_id", ondelete="CASCADE")
+
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("plan", Text, nullable=False, server_default="free"),
+    Column("status", Text, nullable=False, server_default="active"),
+    _moment("created_at", now=True),
+    CheckConstraint(_one_of("status", ("active", "suspended", "deleted")), name="status"),
+    info=_tenant_info(visible=f"id = {CURRENT_TENANT}", grants=("SELECT", "UPDATE")),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("email", Text, nullable=False, unique=True),
+    Column("password_hash", Text, nullable=False),
+    Column("tenant_id", Text, ForeignKey("tenants.id", name="fk_users_tenant_id")),
+    _moment("created_at", now=True),
+    Index("ix_users_tenant_id", "tenant_id"),
+    Index("ix_users_lower_email", func.lower(text("email"))),
+    info=_tenant_info(
+        visible=f"tenant_id = {CURRENT_TENANT}"
+        f" OR id IN (SELECT user_id FROM memberships WHERE memberships.tenant_id = {CURRENT_TENANT})"
+        grants=("SELECT",),
+    ),
+)
+
+memberships = Table(
+    "memberships",
+    metadata,
+    _tenant_id(primary_key=True),
+    Column("user_id", Text, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    Column("role", Text, nullable=False),
+    _moment("joined_at", now=True),
+    _of_tenant("memberships"),
+    CheckConstraint(_one_of("role", ROLES), name="role"),
+    Index("ix_memberships_user_id", "user_id"),
+    info=_tenant_info(),
+)
+
+data_keys = Table(
+    "data_keys",
+    metadata,
+    _tenant_id(primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("master_key_id", Text, nullable=False),
+    Column("wrapped", LargeBinary, nullable=False),
+    _moment("created_at", now=True),
+    _of_tenant("data_keys"),
+    info=_tenant_info(),
+)
+
+credentials = Table(
+    "credentials",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("user_id", Text, ForeignKey("users.id", name="fk_credentials_user_id", ondelete="SET NULL")),
+    _tenant_id(),
+    Column("service_name", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("encrypted_key", Text, doc="the legacy ciphertext, until it is re-encrypted"),
+    Column("ciphertext", LargeBinary),
+    Column("key_version", Integer),
+    Column("fingerprint", Text),
+    Column("broken_reason", Text),
+    _moment("created_at", now=True),
+    _moment("updated_at", now=True),
+    _of_tenant("credentials"),
+    UniqueConstraint("tenant_id", "id", name="uq_credentials_tenant_id_id"),
+    UniqueConstraint("tenant_id", "name", name="uq_credentials_tenant_id_name"),
+    Index("ix_credentials_tenant_id_service_name", "tenant_id", "service_name"),
+    CheckConstraint(
+        "ciphertext IS NOT NULL AND key_version IS NOT NULL OR encrypted_key IS NOT NULL", name="has_secret"
+    ),
+    info=_tenant_info(),
+)
+
+workflows = Table(
+    "workflows",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("user_id", Text, ForeignKey("users.id", name="fk_workflows_user_id", ondelete="SET NULL")),
+    _tenant_id(),
+    Column("name", Text, nullable=False),
+    Column("trigger_type", Text, nullable=False),
+    Column("action_type", Text, doc="this and the next three: the legacy form as it was written"),
+    Column("config_json", Text),
+    Column("action_chain", Text),
+    Column("parameters", Text),
+    Column("is_active", Boolean, nullable=False, server_default=text("true")),
+    Column("inactive_reason", Text),
+    Column("version", Integer, nullable=False, server_default="0", doc="the current one; 0 before the first"),
+    _moment("last_executed_at"),
+    _moment("created_at", now=True),
+    _moment("updated_at", now=True),
+    _moment("deleted_at"),
+    _of_tenant("workflows"),
+    UniqueConstraint("tenant_id", "id", name="uq_workflows_tenant_id_id"),
+    info=_tenant_info(),
+)
+
+workflow_versions = Table(
+    "workflow_versions",
+    metadata,
+    _tenant_id(primary_key=True),
+    Column("workflow_id", Text, primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("definition", JSONB, nullable=False),
+    Column("hash", Text, nullable=False),
+    Column("created_by", Text),
+    _moment("created_at", now=True),
+    _in_tenant(name="fk_workflow_versions_workflow", target="workflows", columns=("workflow_id",), keys=("id",)),
+    info=_tenant_info(grants=("SELECT", "INSERT", "DELETE")),
+)
+
+triggers = Table(
+    "triggers",
+    metadata,
+    _tenant_id(primary_key=True),
+    Column("workflow_id", Text, primary_key=True),
+    Column("type", Text, nullable=False),
+    Column("config", JSONB, nullable=False),
+    _moment("next_fire_at"),
+    _moment("last_fired_at"),
+    Column("cursor", JSONB, doc="where a poll goes on; NULL before the first"),
+    Column("failures", Integer, nullable=False, server_default="0"),
+    Column("paused_reason", Text),
+    _in_tenant(name="fk_triggers_workflow", target="workflows", columns=("workflow_id",), keys=("id",)),
+    Index("ix_triggers_next_fire_at", "next_fire_at", postgresql_where=text("next_fire_at IS NOT NULL")),
+    info=_tenant_info(),
+)
+
+poll_items = Table(
+    "poll_items",
+    metadata,
+    _tenant_id(primary_key=True),
+    Column("workflow_id", Text, primary_key=True),
+    Column("item_id", Text, primary_key=True),
+    _moment("seen_at", now=True),
+    _in_tenant(name="fk_poll_items_workflow", target="workflows", columns=("workflow_id",), keys=("id",)),
+    info=_tenant_info(),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    _tenant_id(primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("workflow_id", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("trigger", Text, nullable=False, doc="what started it: webhook, schedule, poll, api, ..."),
+    Column("input", JSONB, nullable=False, doc="the root `trigger` of its expressions"),
+    Column("output", JSONB),
+    Column("error", JSONB),
+    Column("attempt", Integer, nullable=False, server_default="0", doc="the fencing token"),
+    Column("priority", SmallInteger, nullable=False, server_default="5"),
+    Column("idempotency_key", Text),
+    Column("replay_of", Text),
+    Column("wait_reason", Text),
+    _moment("wake_at"),
+    _moment("queued_at", now=True),
+    _moment("started_at"),
+    _moment("heartbeat_at"),
+    _moment("finished_at"),
+    _in_tenant(
+        name="fk_runs_version",
+        target="workflow_versions",
+        columns=("workflow_id", "version"),
+        keys=("workflow_id", "version"),
+    ),
+    CheckConstraint(_one_of("status", RunState), name="status"),
+    CheckConstraint(
+        f"({_one_of('status', [s for s in RunState if s.is_terminal])}) = (finished_at IS NOT NULL)", name="finished"
+    ),
+    CheckConstraint(
+        "status <> 'running' OR (started_at IS NOT NULL AND heartbeat_at IS NOT NULL AND attempt > 0)", name="running"
+    ),
+    CheckConstraint("(status IN ('held', 'waiting')) = (wait_reason IS NOT NULL)", name="wait_reason"),
+    Index("ix_runs_tenant_id_workflow_id_id", "tenant_id", "workflow_id", "id"),
+    Index(
+        "uq_runs_tenant_id_idempotency_key",
+        "tenant_id",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
+    Index("ix_runs_unfinished", "status", "queued_at", postgresql_where=text("finished_at IS NULL")),
+    info=_tenant_info(),
+)
+
+steps = Table(
+    "steps",
+    metadata,
+    _tenant_id(primary_key=True),
+    Column("run_id", Text, primary_key=True),
+    Column("step_id", Text, primary_key=True),
+    Column("item", Text, primary_key=True, server_default=""),
+    Column("status", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("output", JSONB),
+    Column("error", JSONB),
+    _moment("started_at"),
+    _moment("finished_at"),
+    _in_tenant(name="fk_steps_run", target="runs", columns=("run_id",), keys=("id",)),
+    CheckConstraint(_one_of("status", StepState), name="status"),
+    CheckConstraint("(status = 'running') = (finished_at IS NULL)", name="finished"),
+    info=_tenant_info(),
+)
+
+execution_logs = Table(
+    "execution_logs",
+    metadata,
+    _tenant_id(primary_key=True),
+    Column("run_id", Text, primary_key=True),
+    Column("seq", BigInteger, Identity(always=True), primary_key=True),
+    Column("step_id", Text),
+    Column("level", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("data", JSONB),
+    _moment("at", now=True),
+    _in_tenant(name="fk_execution_logs_run", target="runs", columns=("run_id",), keys=("id",)),
+    info=_tenant_info(grants=("SELECT", "INSERT", "DELETE")),
+)
+
+usage = Table(
+    "usage",
+    metadata,
+    _tenant_id(primary_key=True),
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _moment("at", now=True),
+    Column("kind", Text, nullable=False, doc="execution or action_call"),
+    Column("run_id", Text, nullable=False),
+    Column("workflow_id", Text, nullable=False),
+    Column("action", Text),
+    Column("quantity", Integer, nullable=False, server_default="1"),
+    Column("seconds", Double, nullable=False, server_default="0", doc="of a worker"),
+    _of_tenant("usage"),
+    Index("ix_usage_tenant_id_at", "tenant_id", "at"),
+    info=_tenant_info(grants=APPEND_GRANTS),
+)
+
+invites = Table(
+    "invites",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _tenant_id(),
+    Column("email", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("token_hash", LargeBinary, nullable=False, unique=True),
+    Column("created_by", Text),
+    _moment("created_at", now=True),
+    _moment("expires_at", nullable=False),
+    _moment("accepted_at"),
+    _moment("revoked_at"),
+    _of_tenant("invites"),
+    CheckConstraint(_one_of("role", ROLES), name="role"),
+    Index("ix_invites_tenant_id_email", "tenant_id", "email"),
+    info=_tenant_info(),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _tenant_id(),
+    Column("name", Text, nullable=False),
+    Column("prefix", Text, nullable=False, doc="the first characters, to recognise a key by"),
+    Column("secret_hash", LargeBinary, nullable=False, unique=True, doc="SHA-256 of the whole key"),
+    Column("scopes", ARRAY(Text), nullable=False),
+    Column("created_by", Text),
+    _moment("created_at", now=True),
+    _moment("expires_at"),
+    _moment("last_used_at"),
+    _moment("revoked_at"),
+    _of_tenant("api_keys"),
+    Index("ix_api_keys_tenant_id", "tenant_id"),
+    info=_tenant_info(),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    _tenant_id(primary_key=True),
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _moment("at", now=True),
+    Column("actor", Text, nullable=False, doc="user, API key or run"),
+    Column("action", Text, nullable=False, doc="object.verb, such as credential.created"),
+    Column("object", Text),
+    Column("ip", Text),
+    Column("data", JSONB),
+    Column("previous_hash", LargeBinary),
+    Column("hash", LargeBinary),
+    _of_tenant("audit"),
+    info=_tenant_info(grants=APPEND_GRANTS),
+)
+
+# The execution log of the multi-user system; ours is `execution_logs`.
+logs = Table(
+    "logs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("workflow_id", Text, nullable=False),
+    _tenant_id(),
+    Column("status", Text, nullable=False),
+    Column("message", Text),
+    _moment("executed_at", now=True),
+    _in_tenant(name="fk_logs_workflow", target="workflows", columns=("workflow_id",), keys=("id",)),
+    Index("ix_logs_tenant_id_workflow_id", "tenant_id", "workflow_id"),
+    info=_tenant_info(),
+)
