@@ -113,7 +113,7 @@ users = Table(
     Index("ix_users_lower_email", func.lower(text("email"))),
     info=_tenant_info(
         visible=f"tenant_id = {CURRENT_TENANT}"
-        f" OR id IN (SELECT user_id FROM memberships WHERE memberships.tenant_id = {CURRENT_TENANT})"
+        f" OR id IN (SELECT user_id FROM memberships WHERE memberships.tenant_id = {CURRENT_TENANT})",
         grants=("SELECT",),
     ),
 )
