@@ -1,8 +1,8 @@
 """Every table, its constraints, and who may see which of its rows.
 
 Two database roles execute our statements, neither owner nor superuser (`engine.db` switches to one at the start of each
-transaction): `TENANT_ROLE` sees the rows of the tenant named in the setting ``app.tenant_id`` and nothing without it;
-`SYSTEM_ROLE` sees all rows and is for schedulers, sweepers and the look-up of who is calling. Row-level security is
+transaction): the tenant role sees the rows of the tenant named in the setting ``app.tenant_id`` and nothing without it;
+the system role sees all and is for schedulers, sweepers and the look-up of who is calling. Row-level security is
 forced, so the owner of the tables has no way around it either. `Table.info["visible"]` holds the condition under which
 the tenant role sees a row; `Table.info["grants"]` what it may do. Tests compare both, and the tables, with the
 migrations.
@@ -39,8 +39,6 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from engine.states import RunState, StepState
 
-TENANT_ROLE = "fairlane_tenant"
-SYSTEM_ROLE = "fairlane_system"
 CURRENT_TENANT = "nullif(current_setting('app.tenant_id', true), '')"
 
 FULL_GRANTS = ("SELECT", "INSERT", "UPDATE", "DELETE")
@@ -249,6 +247,7 @@ runs = Table(
     Column("attempt", Integer, nullable=False, server_default="0", doc="the fencing token"),
     Column("priority", SmallInteger, nullable=False, server_default="5"),
     Column("idempotency_key", Text),
+    Column("crashes", SmallInteger, nullable=False, server_default="0", doc="workers that died with it in hand"),
     Column("replay_of", Text),
     Column("wait_reason", Text),
     _moment("wake_at"),

@@ -78,6 +78,7 @@ CREATE TABLE runs (
     attempt INTEGER DEFAULT 0 NOT NULL,
     priority SMALLINT DEFAULT 5 NOT NULL,
     idempotency_key TEXT,
+    crashes SMALLINT DEFAULT 0 NOT NULL,
     replay_of TEXT,
     wait_reason TEXT,
     wake_at timestamptz,

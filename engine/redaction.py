@@ -1,0 +1,64 @@
+"""Masks credential values in everything that is about to be stored: outputs, errors, log lines.
+
+A `Redactor` is made of the plaintext of one credential and looks for each of its strings, also percent-encoded and as
+the base64 of HTTP basic authentication. Strings shorter than `MINIMUM_LENGTH` are left alone: masking them would shred
+ordinary text and they protect nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+from engine.ports import Json
+
+MASK = "[redacted]"
+MINIMUM_LENGTH = 5
+
+
+class Redactor:
+    """Callable on any JSON value; returns it with every secret replaced by `MASK`."""
+
+    def __init__(self, *credentials: Json) -> None:
+        secrets = {form for credential in credentials for text in _texts(credential) for form in _forms(text)}
+        # the longest first, so that a secret that contains another is masked whole
+        ordered = sorted((s for s in secrets if len(s) >= MINIMUM_LENGTH), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+
+    def __call__(self, value: Json) -> Json:
+        if self._pattern is None:
+            return value
+        if isinstance(value, str):
+            return self._pattern.sub(MASK, value)
+        if isinstance(value, Mapping):
+            return {self(key): self(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self(item) for item in value]
+        return value
+
+
+NOTHING_SECRET = Redactor()
+"""For steps without a credential."""
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        if isinstance(value.get("username"), str) and isinstance(value.get("password"), str):
+            yield base64.b64encode(f"{value['username']}:{value['password']}".encode()).decode()
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _forms(text: str) -> Iterator[str]:
+    yield text
+    yield quote(text, safe="")
+    yield quote(text)
+    yield quote_plus(text)
