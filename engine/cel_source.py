@@ -1,0 +1,179 @@
+"""Reading CEL source without evaluating it: which paths an expression names, and where a ``{{ }}`` template ends.
+
+A tokenizer, not a parser: it knows strings, numbers, names and comments, so braces and names inside a string literal
+mislead nobody. Where the source is dynamic (``steps[trigger.body.name]``) it answers with the part that is certain.
+Nothing here fails on wrong source; the compiler says what is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple, TypeAlias
+
+from engine.cel_wire import ROOTS
+from engine.ports import Json
+
+_TOKEN = re.compile(
+    r"""
+      (?P<space>  \s+ | //[^\n]* )
+    | (?P<string> (?:[rR][bB]?|[bB][rR]) (?: \"{3}.*?\"{3} | '{3}.*?'{3} | "[^"\n]*" | '[^'\n]*' )
+                | [bB]? (?: \"{3}(?:\\.|[^\\])*?\"{3} | '{3}(?:\\.|[^\\])*?'{3}
+                          | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' ) )
+    | (?P<number> (?:0[xX][0-9a-fA-F]+|\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?) [uU]? )
+    | (?P<name>   [A-Za-z_][A-Za-z0-9_]* )
+    | (?P<mark>   . )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+class Token(NamedTuple):
+    """One word of the source; kind is ``string``, ``number``, ``name`` or ``mark``."""
+
+    kind: str
+    text: str
+
+
+Key: TypeAlias = str | int
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A chain such as ``steps.a.output["b"][0]``: the root, then the keys that are written out."""
+
+    root: str
+    keys: tuple[Key, ...]
+
+    def text(self, length: int | None = None) -> str:
+        """As one would write it in CEL, the first `length` keys of it."""
+        parts = [self.root]
+        for key in self.keys[:length]:
+            if isinstance(key, int):
+                parts.append(f"[{key}]")
+            else:
+                parts.append(f".{key}" if re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII) else f'["{key}"]')
+        return "".join(parts)
+
+
+def template_end(text: str, start: int) -> int | None:
+    """Index of the ``}}`` that closes the template whose expression begins at `start`; None when nothing does."""
+    depth = 0
+    position = start
+    while position < len(text):
+        if depth == 0 and text.startswith("}}", position):
+            return position
+        match = _TOKEN.match(text, position)
+        assert match is not None, "the last alternative takes any character"  # noqa: S101
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        position = match.end()
+    return None
+
+
+@lru_cache(maxsize=4096)
+def paths(source: str) -> tuple[Path, ...]:
+    """Every path from a root that the source names, in order. A method's name (``.size()``) is no key."""
+    tokens = [Token(m.lastgroup or "", m[0]) for m in _TOKEN.finditer(source) if m.lastgroup != "space"]
+    return tuple(
+        _path(tokens, index)
+        for index, token in enumerate(tokens)
+        if token.kind == "name" and token.text in ROOTS and not _is_member(tokens, index)
+    )
+
+
+def _is_member(tokens: Sequence[Token], index: int) -> bool:
+    """Whether the name at `index` is selected from a value, as in ``a.steps``; ``.steps`` alone is the root again."""
+    if index == 0 or tokens[index - 1].text != ".":
+        return False
+    return index >= 2 and (tokens[index - 2].kind != "mark" or tokens[index - 2].text in ")]}")
+
+
+def _path(tokens: Sequence[Token], index: int) -> Path:
+    root = tokens[index].text
+    keys: list[Key] = []
+    rest = index + 1
+    while (step := _key(tokens, rest)) is not None:
+        keys.append(step[0])
+        rest = step[1]
+    return Path(root, tuple(keys))
+
+
+def _key(tokens: Sequence[Token], at: int) -> tuple[Key, int] | None:
+    """The key selected by the tokens from `at` on, and where the next would begin; None when the chain ends there."""
+    texts = [token.text for token in tokens[at : at + 3]]
+    if len(texts) >= 2 and texts[0] == "." and tokens[at + 1].kind == "name":
+        return None if texts[2:] == ["("] else (texts[1], at + 2)
+    if len(texts) == 3 and texts[0] == "[" and texts[2] == "]":
+        word = tokens[at + 1]
+        if word.kind == "number" and word.text.isdigit():
+            return int(word.text), at + 3
+        if word.kind == "string" and word.text[0] in "\"'" and "\\" not in word.text:
+            return word.text.strip(word.text[0]), at + 3
+    return None
+
+
+def step_references(source: str) -> set[str]:
+    """Ids of the steps that the expression reads, as ``steps.x`` or ``steps["x"]``."""
+    return {str(path.keys[0]) for path in paths(source) if path.root == "steps" and path.keys}
+
+
+def needed(sources: Sequence[str], context: Mapping[str, Json]) -> dict[str, Json]:
+    """The part of `context` that the sources can read: of each root only the keys that they write out, if all are."""
+    result: dict[str, Json] = {}
+    for source in sources:
+        for path in paths(source):
+            root, value = path.root, context.get(path.root, {})
+            if not path.keys or not isinstance(value, Mapping):
+                result[root] = value
+            elif (part := result.setdefault(root, {})) is not value and path.keys[0] in value:
+                part[path.keys[0]] = value[path.keys[0]]
+    return result
+
+
+def dead_end(source: str, context: Mapping[str, Json], *, key: str | None = None) -> str | None:
+    """A sentence about the first path of the source that leads nowhere in `context`; None if all lead somewhere.
+
+    `key` is what the evaluator missed, where it said so: a path that ends at another key is not the cause.
+    """
+    for path in paths(source):
+        value: Json = context.get(path.root, {})
+        for length, part in enumerate(path.keys, start=1):
+            if not _leads_on(value, part):
+                if key is None or part == key:
+                    return _complaint(path, length, value)
+                break
+            value = value[part]
+    return None
+
+
+def _leads_on(value: Json, part: Key) -> bool:
+    if isinstance(value, list):
+        return isinstance(part, int) and part < len(value)
+    return isinstance(value, Mapping) and part in value
+
+
+def _complaint(path: Path, length: int, value: Json) -> str:
+    part, parent = path.keys[length - 1], path.text(length - 1)
+    if isinstance(value, Mapping):
+        return f"{path.text(length)}: no such key '{part}'"
+    if isinstance(value, list) and isinstance(part, int):
+        return f"{path.text(length)}: the list has only {len(value)} items"
+    return f"{path.text(length)}: {parent} is {kind(value)}, which has no '{part}'"
+
+
+def kind(value: Json) -> str:
+    """What a person calls the type of a JSON value, with its article."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "a list"
+    return "an object"

@@ -1,0 +1,21 @@
+"""What a worker and its evaluator processes agree on: frames, commands and limits. Standard library only."""
+
+from __future__ import annotations
+
+import struct
+
+ROOTS = ("trigger", "steps", "run", "workflow")
+"""The names that an expression sees."""
+
+FRAME = struct.Struct("!I")
+"""Length of what follows. A request is JSON: ``["check", sources]`` or ``["eval", sources, context]``."""
+GOOD, RETIRING = b"\0", b"\1"
+"""Last byte of an answer, after its JSON: the evaluator stays, or it has just ended in an orderly way."""
+NUMBER = struct.Struct("!i")
+"""A pid, or a wait status, on the control socket."""
+FORK, END = b"F", b"K"
+
+RESULT_LIMIT = 256 * 1024
+"""Bytes of JSON of all results of one call together."""
+DEPTH_LIMIT = 32
+"""Levels of nesting of a context and of a result."""
