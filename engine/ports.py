@@ -122,23 +122,30 @@ class PollSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunMessage:
-    """What travels over the broker for one run: ids only. `flow` is the workflow's id."""
+    """What travels over the broker for one attempt of a run: ids only. `flow` is the workflow's id."""
 
     run_id: str
     tenant_id: str
     flow: str
     priority: int = 5
+    attempt: int = 0
+    """The attempts that began before; so a run that is queued again is a new message, and a repetition is not."""
+
+    @property
+    def id(self) -> str:
+        """The message's own id: ``run_...`` at first, ``run_....2`` when it goes on after its second attempt."""
+        return f"{self.run_id}.{self.attempt}" if self.attempt else self.run_id
 
 
 class Publisher(Protocol):
-    """The way from a committed run to a worker. Publishing the same id twice is one message."""
+    """The way from a committed run to a worker. Publishing the same message id twice is one message."""
 
     def publish(self, messages: Iterable[RunMessage]) -> None:
         """Hand over; raises `engine.errors.Unavailable` when the broker does not answer in time."""
         ...
 
-    def absent(self, run_ids: Sequence[str]) -> set[str]:
-        """Those of `run_ids` that the broker neither queues nor has leased to a worker."""
+    def holds(self, message_ids: Sequence[str]) -> set[str]:
+        """Those of `message_ids` that the broker queues or has leased to a worker."""
         ...
 
 

@@ -114,4 +114,4 @@ FROM (
     FOR UPDATE SKIP LOCKED
 ) due
 WHERE r.tenant_id = due.tenant_id AND r.id = due.id
-RETURNING r.tenant_id, r.id, r.workflow_id, r.priority;
+RETURNING r.tenant_id, r.id, r.workflow_id, r.priority, r.status, r.attempt;

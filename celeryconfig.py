@@ -1,0 +1,48 @@
+"""Celery's settings. What an operator may change comes from `engine.settings`; the rest is what our promises need.
+
+JSON only, ids in messages, acknowledged late: a message leaves the broker when its work is done or in Postgres.
+Publishing is not retried here: a run is in Postgres before it is published, and the sweeper publishes what was not.
+"""
+
+from kombu import Queue
+
+from engine import fairshare
+from engine.settings import settings
+
+fairshare.register()
+
+RUNS = "runs"
+SYSTEM = "system"
+
+broker_url = settings().broker_url
+broker_transport_options = {
+    "fair_queues": [RUNS],
+    "lease": settings().lease_seconds,
+    "socket_timeout": 5,
+    "socket_connect_timeout": 3,
+    "socket_keepalive": True,
+}
+broker_connection_retry_on_startup = True
+broker_connection_max_retries = None
+
+task_queues = [Queue(RUNS), Queue(SYSTEM)]
+task_default_queue = SYSTEM
+task_create_missing_queues = False
+task_serializer = "json"
+accept_content = ["json"]
+result_accept_content = ["json"]
+task_ignore_result = True
+task_publish_retry = False
+task_acks_late = True
+task_reject_on_worker_lost = True
+
+worker_prefetch_multiplier = 1
+worker_pool = "threads"
+worker_concurrency = 8
+worker_cancel_long_running_tasks_on_connection_loss = False
+worker_hijack_root_logger = False
+worker_send_task_events = False
+
+beat_scheduler = "tasks:TickScheduler"
+beat_max_loop_interval = 1
+timezone = "UTC"

@@ -1,0 +1,77 @@
+"""Says for all runs that this process has in hand that they are alive, and learns which of them it lost.
+
+One statement every `INTERVAL` for the whole process, and none while it holds nothing older than that; so a run of a
+few milliseconds costs nothing here. A run that was cancelled or taken over is told through its `Hold`, within one
+interval. While Postgres is down nothing is said and nothing is lost: a worker that takes a run over must ask the same
+Postgres, and writes carry the attempt they belong to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+import structlog
+
+from engine.db import Database
+from engine.errors import Unavailable
+from engine.execution import RunInHand
+from engine.repository import runs
+
+INTERVAL = 5.0
+"""Seconds."""
+STALE_AFTER = 15.0
+"""Seconds without a heartbeat after which a run may be taken over: three of them were missed."""
+
+log = structlog.get_logger(__name__)
+
+
+class Heartbeat:
+    """The runs in hand of one process, and the thread that keeps them. The thread starts with the first run."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._held: dict[RunInHand, float] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    @contextlib.contextmanager
+    def holding(self, run: RunInHand) -> Iterator[None]:
+        """Keep `run` alive while the block runs."""
+        with self._lock:
+            self._held[run] = time.monotonic()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name="heartbeat", daemon=True)
+                self._thread.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held.pop(run, None)
+
+    def run_once(self, *, older_than: float = INTERVAL) -> int:
+        """Beat for the runs held longer than `older_than` seconds; returns how many turned out to be lost."""
+        horizon = time.monotonic() - older_than
+        with self._lock:
+            held = [run for run, since in self._held.items() if since <= horizon]
+        if not held:
+            return 0
+        with self._database.system() as session:
+            alive = runs.heartbeat(session, [(run.tenant_id, run.run_id, run.attempt) for run in held])
+        lost = [run for run in held if run.run_id not in alive]
+        for run in lost:
+            log.info("run_lost", tenant=run.tenant_id, workflow=run.workflow_id, run=run.run_id, attempt=run.attempt)
+            run.hold.lose()
+        return len(lost)
+
+    def _loop(self) -> None:
+        while True:
+            time.sleep(INTERVAL)
+            try:
+                self.run_once()
+            except Unavailable as error:
+                log.warning("heartbeat_missed", reason=error.detail)
+            except Exception:
+                log.exception("heartbeat_failed")

@@ -1,0 +1,223 @@
+"""The Celery app, every task, and the one place where the parts of the engine are put together.
+
+`services` is made on first use, once per process. Tasks carry ids and find everything else in Postgres. The ticks of
+beat run inside the beat process, each in a thread of its own: so they need no free worker, and not even Redis.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import structlog
+from celery import Celery, Task, signals
+from celery.beat import Scheduler as BeatScheduler
+from celery.exceptions import Reject
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+import actions
+import triggers
+from engine import fairshare
+from engine.db import Database
+from engine.errors import Unavailable
+from engine.executor import Executor
+from engine.expressions import Evaluator
+from engine.pipeline import Tools
+from engine.ports import RunMessage
+from engine.runs import Runs
+from engine.settings import Settings, settings
+from engine.sweeper import Sweeper
+from engine.vault import MasterKeyRing, Vault
+
+log = structlog.get_logger(__name__)
+
+app = Celery("fairlane")
+app.config_from_object("celeryconfig")
+
+UNAVAILABLE_PAUSE = 2.0
+"""Seconds that a worker waits before it hands a message back because Postgres is down."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts of the engine in this process."""
+
+    settings: Settings
+    database: Database
+    vault: Vault
+    actions: actions.Registry
+    evaluator: Evaluator
+    publisher: CeleryPublisher
+    lanes: fairshare.Lanes
+    runs: Runs
+    executor: Executor
+
+
+def services() -> Services:
+    """The parts of this process; a forked child gets its own."""
+    return _services(os.getpid())
+
+
+@lru_cache(maxsize=1)
+def _services(_pid: int) -> Services:
+    configured = settings()
+    database = Database(configured.database_url, pool_size=configured.database_pool_size)
+    vault = Vault(MasterKeyRing(configured.master_key_ring))
+    registry = actions.build(allowed_networks=configured.allowed_networks, service_urls=configured.service_urls)
+    evaluator = Evaluator()
+    lanes = fairshare.Lanes(configured.redis_url, queue="runs")
+    publisher = CeleryPublisher(lanes)
+    return Services(
+        settings=configured,
+        database=database,
+        vault=vault,
+        actions=registry,
+        evaluator=evaluator,
+        publisher=publisher,
+        lanes=lanes,
+        runs=Runs(publisher),
+        executor=Executor(Tools(database, vault, registry, evaluator)),
+    )
+
+
+class CeleryPublisher:
+    """The `engine.ports.Publisher` over Celery: one task message per run, in its tenant's lane.
+
+    While the broker is down it says so at once for `REST` seconds instead of letting every caller wait for a timeout.
+    """
+
+    REST = 2.0
+
+    def __init__(self, lanes: fairshare.Lanes) -> None:
+        self._lanes = lanes
+        self._resting_until = 0.0
+
+    def publish(self, messages: Iterable[RunMessage]) -> None:
+        for message in messages:
+            self._guarded(partial(_publish_run, message))
+
+    def publish_poll(self, tenant_id: str, workflow_id: str, fire_id: str) -> None:
+        """One poll of one trigger, charged to its tenant like a run."""
+        self._guarded(
+            lambda: poll.apply_async(
+                args=(tenant_id, workflow_id),
+                task_id=fire_id,
+                queue="runs",
+                headers={"tenant_id": tenant_id, "flow": workflow_id},
+            )
+        )
+
+    def holds(self, message_ids: Sequence[str]) -> set[str]:
+        held: set[str] = self._guarded(lambda: self._lanes.holds(message_ids))
+        return held
+
+    def _guarded(self, call: Callable[[], Any]) -> Any:
+        if time.monotonic() < self._resting_until:
+            raise Unavailable("Redis did not answer a moment ago.")
+        try:
+            return call()
+        except (OperationalError, RedisError, OSError) as error:
+            self._resting_until = time.monotonic() + self.REST
+            raise Unavailable(f"Redis does not answer ({error}).") from error
+
+
+def _publish_run(message: RunMessage) -> None:
+    run.apply_async(
+        args=(message.tenant_id, message.run_id),
+        task_id=message.id,
+        queue="runs",
+        priority=message.priority,
+        headers={"tenant_id": message.tenant_id, "flow": message.flow},
+    )
+
+
+@app.task(name="fairlane.run", bind=True)
+def run(self: Task, tenant_id: str, run_id: str) -> None:
+    """Execute one run."""
+    _or_hand_back(self, lambda: services().executor.run(tenant_id, run_id))
+
+
+@app.task(name="fairlane.poll", bind=True)
+def poll(self: Task, tenant_id: str, workflow_id: str) -> None:
+    """Poll one source once, and start a run for each new item."""
+    _or_hand_back(self, lambda: pollers().poll(tenant_id, workflow_id))
+
+
+def _or_hand_back(task: Task, work: Callable[[], object]) -> None:
+    """While Postgres is down a message goes back to its lane, after a pause, instead of being used up."""
+    try:
+        work()
+    except Unavailable as error:
+        log.warning("task_handed_back", task=task.name, id=task.request.id, reason=error.detail)
+        time.sleep(UNAVAILABLE_PAUSE)
+        raise Reject(error.detail, requeue=True) from error
+
+
+@app.task(name="fairlane.tick.schedules")
+def tick_schedules() -> None:
+    """Fire what is due."""
+    scheduler().run_once()
+
+
+@app.task(name="fairlane.tick.sweep")
+def tick_sweep() -> None:
+    """Repair what a crash left behind."""
+    parts = services()
+    Sweeper(parts.database, parts.publisher).run_once()
+
+
+app.conf.beat_schedule = {
+    "schedules": {"task": "fairlane.tick.schedules", "schedule": 1.0},
+    "sweep": {"task": "fairlane.tick.sweep", "schedule": 2.0},
+}
+
+
+def scheduler() -> triggers.Scheduler:
+    parts = services()
+    return triggers.Scheduler(parts.database, parts.runs, parts.publisher.publish_poll)
+
+
+def pollers() -> triggers.Poller:
+    parts = services()
+    return triggers.Poller(parts.database, parts.runs, parts.actions.client)
+
+
+class TickScheduler(BeatScheduler):
+    """Celery's scheduler without its state file, that runs each tick here instead of sending it to a worker.
+
+    Due times are rows in Postgres, so any number of beats may run, and none remembers anything. A tick that takes
+    longer than its interval is not started twice.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._running: dict[str, threading.Thread] = {}
+        super().__init__(*args, **kwargs)
+
+    def apply_async(self, entry: Any, _producer: Any = None, advance: bool = True, **_options: Any) -> None:
+        entry = self.reserve(entry) if advance else entry
+        earlier = self._running.get(entry.name)
+        if earlier is None or not earlier.is_alive():
+            thread = threading.Thread(target=_tick, args=(entry.name, entry.task), name=entry.name, daemon=True)
+            self._running[entry.name] = thread
+            thread.start()
+
+
+def _tick(name: str, task: str) -> None:
+    try:
+        app.tasks[task].run()
+    except Unavailable as error:
+        log.warning("tick_missed", tick=name, reason=error.detail)
+    except Exception:
+        log.exception("tick_failed", tick=name)
+
+
+@signals.task_prerun.connect
+def _charge_from_here(task_id: str, **_context: Any) -> None:
+    """A lane pays for the seconds of work, not for those that a message lay in a worker's hand."""
+    fairshare.started(task_id)
