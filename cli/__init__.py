@@ -1,0 +1,42 @@
+"""The operator's commands: ``fairlane COMMAND``. This page assembles them; each group has a file of its own.
+
+Exit codes: 0 fine, 1 failed, 2 wrong usage. What went wrong is one sentence on stderr; a traceback is always a bug.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from cli import doctor, processes, up
+from cli.output import fail, sentence_for
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fairlane",
+    help="Fairlane runs the workflows of many organizations on Celery workers and shares them fairly.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("up")(up.up)
+app.command("api")(processes.api)
+app.command("worker")(processes.worker)
+app.command("beat")(processes.beat)
+app.command("migrate")(processes.migrate)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """The entry point of the installed command."""
+    try:
+        app()
+    except Exception as error:
+        sentence = sentence_for(error)
+        if sentence is None:
+            raise
+        fail(sentence)
+        sys.exit(1)

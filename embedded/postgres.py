@@ -107,11 +107,12 @@ class PostgresServer:
         """Crash: SIGKILL for the server and every process of it, with nothing written and nobody told."""
         if self.process is None:
             return
-        self.process.send_signal(signal.SIGSTOP)  # so that it starts no backend between the listing and the kill
-        backends = children_of(self.process.pid)
-        kill_all([self.process.pid, *backends])
-        self.process.wait()
-        wait_until(lambda: not any(ProcessMark.of(pid) for pid in backends), 10.0)
+        if self._running():
+            self.process.send_signal(signal.SIGSTOP)  # so that it starts no backend between the listing and the kill
+            backends = children_of(self.process.pid)
+            kill_all([self.process.pid, *backends])
+            self.process.wait()
+            wait_until(lambda: not any(ProcessMark.of(pid) for pid in backends), 10.0)
         self._forget()
 
     def _forget(self) -> None:

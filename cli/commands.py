@@ -1,0 +1,109 @@
+"""What the commands share: the command lines of the processes, their environment, and checks before a start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from enum import IntEnum
+from pathlib import Path
+
+from embedded.home import DATA_DIR, DATABASE_URL
+from engine.errors import ConfigurationError
+from engine.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+QUEUES = "runs,system"
+
+
+class StopRank(IntEnum):
+    """The order in which the processes of an installation stop: first what makes work, last what remembers it."""
+
+    BEAT = 0
+    WORKER = 1
+    API = 2
+    RECEIVER = 3
+    REDIS = 4
+    POSTGRES = 5
+
+
+WORKER_GRACE = 25.0
+"""Seconds that a worker gets to finish what it runs; what it does not finish is run again by another."""
+WORKER_QUICK = signal.SIGQUIT
+"""Celery's cold shutdown."""
+
+
+def use(data: Path) -> None:
+    """Let this process and its children read the folder's ``env`` file."""
+    os.environ[DATA_DIR] = str(data.absolute())
+
+
+def configured(data: Path) -> Settings:
+    """The settings, or a ConfigurationError before anything has been started."""
+    use(data)
+    return Settings.load()
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a child process, which finds the project's modules wherever it was started."""
+    path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
+    return {**os.environ, "PYTHONPATH": path, **more}
+
+
+def worker(number: int, *, concurrency: int) -> tuple[str, ...]:
+    """A stock Celery worker. Without gossip and mingle: workers need not know each other."""
+    name = f"worker{number}-{os.getpid()}@%h"
+    options = ("-P", "threads", "-c", str(concurrency), "-Q", QUEUES, "-n", name, "-l", "INFO")
+    return _celery("worker", *options, "--without-mingle", "--without-gossip")
+
+
+def worker_is_ready(line: str) -> bool:
+    """Whether Celery says with this line that it takes tasks."""
+    return line.endswith(" ready.") or '"event": "ready' in line
+
+
+def beat() -> tuple[str, ...]:
+    """A stock Celery beat. It keeps no state of its own: what is due is decided by rows in Postgres."""
+    return _celery("beat", "-S", "celery.beat:Scheduler", "--pidfile=", "-l", "WARNING")
+
+
+def api(host: str, port: int) -> tuple[str, ...]:
+    """uvicorn on the API's factory."""
+    address = ("--host", host, "--port", str(port))
+    options = ("--factory", "--no-access-log", "--timeout-graceful-shutdown", "5", "--log-level", "warning")
+    return (sys.executable, "-m", "uvicorn", "api.app:create_app", *address, *options)
+
+
+def receiver(port: int) -> tuple[str, ...]:
+    """The other side of the demo."""
+    return (sys.executable, "-m", "embedded.receiver", str(port))
+
+
+def _celery(*words: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "celery", "-A", "tasks", *words)
+
+
+def require_free(host: str, port: int) -> None:
+    """Refuse a port that somebody listens on, before a server half-starts."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigurationError(
+                f"Port {port} of {host} cannot be used ({error.strerror}): "
+                f"choose another with --port, or `make up PORT={port + 10}`."
+            ) from None
+
+
+def given_database_url() -> str | None:
+    """FAIRLANE_DATABASE_URL of the environment in SQLAlchemy's form; None when it is not set."""
+    url = os.environ.get(DATABASE_URL)
+    if not url:
+        return None
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("postgresql", "postgres", "postgresql+psycopg") or not rest:
+        raise ConfigurationError(f"{DATABASE_URL}: want a URL such as postgresql://user:password@host:5432/fairlane.")
+    return f"postgresql+psycopg://{rest}"

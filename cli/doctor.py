@@ -1,0 +1,134 @@
+"""``fairlane doctor``: is everything there that the engine needs, and is it fit for it?
+
+Each check is one line, each fault one sentence that says what to do. It changes nothing and starts nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psycopg
+import redis
+import typer
+
+from cli import commands
+from cli.options import DEFAULT_DATA, AsJson, Data
+from cli.output import sentence_for, show_json
+from engine.errors import ConfigurationError, FairlaneError
+
+MINIMUM_POSTGRES = 15
+MINIMUM_REDIS = (6, 2)
+SECONDS_TO_CONNECT = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found; `fault` is None when all is well."""
+
+    check: str
+    fact: str
+    fault: str | None = None
+
+
+def doctor(data: Data = DEFAULT_DATA, as_json: AsJson = False) -> None:
+    """Check database, Redis, keys and versions; exit 1 with a sentence for each fault."""
+    findings = examine(data)
+    if as_json:
+        show_json({"ok": not any(one.fault for one in findings), "checks": [asdict(one) for one in findings]})
+    else:
+        for one in findings:
+            typer.echo(f"{'fault' if one.fault else 'ok':<6}{one.check:<14}{one.fact}")
+            if one.fault:
+                typer.echo(one.fault, err=True)
+    if any(one.fault for one in findings):
+        raise typer.Exit(1)
+
+
+def examine(data: Any) -> list[Finding]:
+    """All checks; those that need what another found missing are left out."""
+    try:
+        settings = commands.configured(data)
+    except ConfigurationError as error:
+        return [Finding("settings", "incomplete", error.detail)]
+    keys = ", ".join(settings.master_key_ring)
+    return [
+        Finding("settings", f"complete; master keys: {keys}"),
+        *_safely("postgres", lambda: _postgres(settings.database_url)),
+        *_safely("redis", lambda: _redis(settings.redis_url)),
+    ]
+
+
+def _safely(check: str, findings: Callable[[], list[Finding]]) -> list[Finding]:
+    try:
+        return findings()
+    except (FairlaneError, psycopg.Error, redis.RedisError) as error:
+        return [Finding(check, "unreachable", sentence_for(error) or str(error))]
+
+
+def _postgres(url: str) -> list[Finding]:
+    with _connection(url) as connection:
+        version = connection.info.server_version // 10000
+        fault = None
+        if version < MINIMUM_POSTGRES:
+            fault = f"Postgres {version} is too old: use {MINIMUM_POSTGRES} or newer."
+        findings = [Finding("postgres", f"version {version}", fault), _schema(connection)]
+    if not any(one.fault for one in findings):
+        findings.append(_roles(url))
+    return findings
+
+
+@contextmanager
+def _connection(url: str) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(url.replace("+psycopg", "", 1), connect_timeout=SECONDS_TO_CONNECT) as connection:
+        yield connection
+
+
+def _schema(connection: psycopg.Connection[Any]) -> Finding:
+    import migrations
+
+    head, at = migrations.head(), None
+    if connection.execute("SELECT to_regclass('alembic_version')").fetchone() != (None,):
+        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        at = row[0] if row else None
+    if at == head:
+        return Finding("schema", f"revision {at}")
+    return Finding(
+        "schema", f"revision {at or 'none'}", f"The schema is not at revision {head}: run `fairlane migrate`."
+    )
+
+
+def _roles(url: str) -> Finding:
+    """Would row-level security hold? Asked of the engine itself."""
+    from engine.db import Database
+
+    database = Database(url, pool_size=1)
+    try:
+        database.verify()
+    except ConfigurationError as error:
+        return Finding("isolation", "not guaranteed", error.detail)
+    finally:
+        database.close()
+    return Finding("isolation", "row-level security holds")
+
+
+def _redis(url: str) -> list[Finding]:
+    if url.startswith("sentinel://"):
+        return [Finding("redis", "behind Sentinel: ask the sentinels for its version and maxmemory-policy")]
+    with redis.Redis.from_url(url, socket_timeout=SECONDS_TO_CONNECT, decode_responses=True) as client:
+        version = str(client.info("server")["redis_version"])
+        policy = str(client.info("memory").get("maxmemory_policy", "unknown"))
+    too_old = tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_REDIS
+    eviction = policy not in ("noeviction", "unknown")
+    return [
+        Finding("redis", f"version {version}", f"Redis {version} is too old: use 6.2 or newer." if too_old else None),
+        Finding(
+            "redis memory",
+            f"maxmemory-policy {policy}",
+            f"Redis may throw queued work away: set maxmemory-policy to noeviction, not {policy}."
+            if eviction
+            else None,
+        ),
+    ]

@@ -1,0 +1,27 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_DATA = Path(".fairlane")
+DEFAULT_CONCURRENCY = 8
+
+Data = Annotated[
+    Path,
+    typer.Option("--data", envvar="FAIRLANE_DATA_DIR", help="Folder of the embedded servers.", show_default=True),
+]
+Processes = Annotated[
+    int | None, typer.Option("--processes", min=1, help="Worker processes; as many as there are cores by default.")
+]
+Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="Threads of each worker process.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,89 @@
+"""The single processes of an installation, each in the foreground: api, worker, beat; and migrate.
+
+They use the servers named by the environment, or those of a running ``fairlane up``; none of them starts a server,
+except `migrate`, which starts the embedded ones for as long as it takes when no other is named.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import commands
+from cli.options import DEFAULT_CONCURRENCY, DEFAULT_DATA, Concurrency, Data, Processes, cores
+from embedded import ensure
+from embedded.program import Program
+from embedded.supervisor import Supervisor
+from engine.settings import Settings
+
+
+def api(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Serve the HTTP API, the webhooks and the metrics."""
+    import uvicorn
+
+    commands.configured(data)
+    commands.require_free(host, port)
+    uvicorn.run("api.app:create_app", factory=True, host=host, port=port, access_log=False, timeout_graceful_shutdown=5)
+
+
+def worker(
+    processes: Processes = None, concurrency: Concurrency = DEFAULT_CONCURRENCY, data: Data = DEFAULT_DATA
+) -> None:
+    """Run workflows, in several processes of several threads; a process that dies is started again."""
+    commands.configured(data)
+    raise typer.Exit(Supervisor(workers(processes or cores(), concurrency=concurrency)).run())
+
+
+def workers(processes: int, *, concurrency: int, marks: Path | None = None) -> list[Program]:
+    """The worker processes as children of a supervisor; `marks` as in `Program`."""
+    return [
+        Program(
+            f"worker-{number}",
+            commands.worker(number, concurrency=concurrency),
+            environment=commands.environment(),
+            ready_when=commands.worker_is_ready,
+            stop_rank=commands.StopRank.WORKER,
+            grace=commands.WORKER_GRACE,
+            quick_signal=commands.WORKER_QUICK,
+            marks=marks,
+        )
+        for number in range(1, processes + 1)
+    ]
+
+
+def beat(data: Data = DEFAULT_DATA) -> None:
+    """Fire what is due: schedules, polls, wake-ups, repairs. Any number of beats may run at once."""
+    commands.configured(data)
+    command = commands.beat()
+    os.execve(command[0], command, commands.environment())  # noqa: S606 - a fixed command of ours
+
+
+def migrate(
+    to: Annotated[str, typer.Option("--to", help="Go no further than this revision.")] = "head",
+    back_to: Annotated[str | None, typer.Option("--back-to", help="Go back to this revision instead.")] = None,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Bring the database to the newest schema; does nothing when it is there."""
+    if given := commands.given_database_url():
+        _migrate(given, to=to, back_to=back_to)
+        return
+    with ensure(data):
+        _migrate(Settings.load().database_url, to=to, back_to=back_to)
+
+
+def _migrate(url: str, *, to: str, back_to: str | None) -> None:
+    import migrations
+
+    if back_to is not None:
+        migrations.downgrade(url, back_to)
+    else:
+        migrations.upgrade(url, to)
+    reached = back_to or (migrations.head() if to == "head" else to)
+    typer.echo(f"The schema is at revision {reached}.")

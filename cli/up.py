@@ -1,0 +1,155 @@
+"""``fairlane up``: the whole engine in one command, on embedded servers unless the environment names others.
+
+Order: the folder's lock, what a crash left, Postgres and Redis, the schema, then API, workers and beat under one
+supervisor; backwards on the way down. Ctrl-C or SIGTERM ends it with exit code 0 and no process left.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from cli import commands
+from cli.commands import StopRank
+from cli.options import DEFAULT_CONCURRENCY, DEFAULT_DATA, Concurrency, Data, Processes, cores
+from cli.processes import workers as worker_programs
+from embedded.home import DATABASE_URL, REDIS_URL, Home
+from embedded.program import Child, Program, ServerChild
+from embedded.servers import Servers
+from embedded.supervisor import Supervisor
+from engine.settings import Settings
+
+HOST = "127.0.0.1"
+CONNECTIONS_PER_PROCESS = 25
+"""Of Postgres: what one process may hold at most, with its pool of 10 and as many in overflow."""
+ALLOWED_NETWORKS = "FAIRLANE_ALLOWED_NETWORKS"
+PUBLIC_URL = "FAIRLANE_PUBLIC_URL"
+
+
+def up(
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port of the API.")] = 8000,
+    data: Data = DEFAULT_DATA,
+    demo: Annotated[bool, typer.Option("--demo/--no-demo", help="Make an organization to try things with.")] = True,
+    processes: Processes = None,
+    concurrency: Concurrency = DEFAULT_CONCURRENCY,
+) -> None:
+    """Run everything in the foreground: servers, API, workers and beat; Ctrl-C stops all of it."""
+    began = time.monotonic()
+    home, workers = Home(data), processes or cores()
+    commands.require_free(HOST, port)
+    commands.use(data)
+    os.environ.setdefault(PUBLIC_URL, f"http://{HOST}:{port}")
+    with _terminated_like_interrupted(), home.locked():
+        _end_leftovers(home)
+        with Servers(home, connections=CONNECTIONS_PER_PROCESS * (workers + 3)) as servers:
+            typer.echo(f"Data in {home.folder}. {_described(servers)}")
+            _migrate()
+            children = _children(home, port=port, demo=demo)
+            children += worker_programs(workers, concurrency=concurrency, marks=home.run)
+            supervisor = Supervisor([*_server_children(servers), *children], announce=_announcement(port, began=began))
+            code = supervisor.run()
+    raise typer.Exit(code)
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Until the supervisor takes over, SIGTERM and SIGHUP unwind what was started, as Ctrl-C does: exit code 0."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {sig: signal.signal(sig, interrupt) for sig in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("Stopped before it was ready.")
+        raise typer.Exit from None
+    finally:
+        for sig, handler in before.items():
+            signal.signal(sig, handler)
+
+
+def _end_leftovers(home: Home) -> None:
+    if names := home.end_leftovers():
+        typer.echo(f"Ended what a killed Fairlane had left running: {', '.join(names)}.")
+
+
+def _described(servers: Servers) -> str:
+    postgres, redis = servers.postgres, servers.redis
+    return " ".join(
+        [
+            f"Postgres on port {postgres.port}." if postgres else f"Postgres of {DATABASE_URL}.",
+            f"Redis on port {redis.port}." if redis else f"Redis of {REDIS_URL}.",
+        ]
+    )
+
+
+def _migrate() -> None:
+    import migrations
+
+    migrations.upgrade(Settings.load().database_url)
+
+
+def _server_children(servers: Servers) -> list[Child]:
+    children: list[Child] = []
+    if servers.postgres is not None:
+        children.append(ServerChild("postgres", servers.postgres, StopRank.POSTGRES))
+    if servers.redis is not None:
+        children.append(ServerChild("redis", servers.redis, StopRank.REDIS))
+    return children
+
+
+def _children(home: Home, *, port: int, demo: bool) -> list[Child]:
+    children: list[Child] = []
+    if demo:
+        receiver_port = home.port_of("receiver")
+        allowed = [os.environ.get(ALLOWED_NETWORKS, ""), f"{HOST}:{receiver_port}"]
+        os.environ[ALLOWED_NETWORKS] = ",".join(item for item in allowed if item)
+        children.append(_program(home, "receiver", commands.receiver(receiver_port), rank=StopRank.RECEIVER))
+    probe = _answers(f"http://{HOST}:{port}/healthz")
+    children.append(_program(home, "api", commands.api(HOST, port), rank=StopRank.API, probe=probe))
+    children.append(_program(home, "beat", commands.beat(), rank=StopRank.BEAT))
+    return children
+
+
+def _program(
+    home: Home, name: str, command: tuple[str, ...], *, rank: StopRank, probe: Callable[[], bool] | None = None
+) -> Program:
+    environment = commands.environment()
+    return Program(name, command, environment=environment, stop_rank=rank, probe=probe, marks=home.run)
+
+
+def _answers(url: str) -> Callable[[], bool]:
+    def probe() -> bool:
+        try:
+            with urllib.request.urlopen(url, timeout=0.5) as answer:  # noqa: S310 - our own loopback address
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    return probe
+
+
+def _announcement(port: int, *, began: float) -> Callable[[], None]:
+    def announce() -> None:
+        base = f"http://{HOST}:{port}"
+        lines = [
+            "",
+            f"Fairlane is ready after {time.monotonic() - began:.1f} s.",
+            f"  API           {base}/api",
+            f"  Documentation {base}/api/docs",
+            f"  Metrics       {base}/metrics",
+            "Ctrl-C stops everything.",
+            "",
+        ]
+        typer.echo("\n".join(lines))
+
+    return announce
