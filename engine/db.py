@@ -48,8 +48,8 @@ _LOST = (psycopg.OperationalError, psycopg.InterfaceError, exc.OperationalError,
 
 
 def dump_json(value: Any) -> str:
-    """JSON text as Postgres stores it: compact; a NUL character, which jsonb refuses, becomes U+FFFD."""
-    text = pydantic_core.to_json(value).decode()
+    """Compact JSON text that jsonb takes: NUL becomes U+FFFD, infinities and NaN become null."""
+    text = pydantic_core.to_json(value, inf_nan_mode="null").decode()
     return text.replace("\\u0000", "\ufffd") if "\\u0000" in text else text
 
 
