@@ -25,6 +25,7 @@ from __future__ import annotations
 import functools
 import gc
 import logging
+import socket
 import ssl
 import uuid
 from collections.abc import Callable, Iterator
@@ -131,10 +132,43 @@ class FairQoS(redis.QoS):
 class Poller(redis.MultiChannelPoller):
     """Gives each channel its turn before kombu looks at the sockets."""
 
+    nudge: Nudge | None = None
+
     def on_poll_start(self) -> None:
-        for channel in list(self._channels):
-            channel.turn()
+        delivered = [channel.turn() for channel in list(self._channels)]
         super().on_poll_start()
+        if self.nudge is not None and any(delivered):
+            self.nudge.after_delivery()
+
+
+class Nudge:
+    """Keeps the event loop from sleeping on what a delivery left to do.
+
+    The loop runs what was handed to `call_soon`, then the turns of the channels, then sleeps until a socket is
+    readable. A pool that runs a task where it is delivered (solo) hands over the ack during that turn: too late.
+    """
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        loop.add_reader(self._reader.fileno(), self._drain)
+
+    def after_delivery(self) -> None:
+        if self._loop._ready:
+            with suppress(OSError):
+                self._writer.send(b"\0")
+
+    def _drain(self) -> None:
+        with suppress(OSError):
+            self._reader.recv(4096)
+
+    def close(self) -> None:
+        with suppress(OSError, ValueError, KeyError):
+            self._loop.remove_reader(self._reader.fileno())
+        self._reader.close()
+        self._writer.close()
 
 
 class Channel(redis.Channel):
@@ -253,16 +287,20 @@ class Channel(redis.Channel):
                 return message
         return None
 
-    def turn(self) -> None:
-        """Before each poll of the event loop: the acks go out, and more work comes back with them if there is any."""
+    def turn(self) -> bool:
+        """Before each poll of the event loop: the acks go out, and more work comes back with them if there is any.
+
+        Returns whether messages were delivered.
+        """
         hands = self._hands
         if hands is None:
-            return
+            return False
         queue = self._next_claim()
         if queue is not None:
             self._deliver(queue, hands.exchange(self.keys(queue), self.qos.credit))
         elif hands.has_acks:
             hands.flush()
+        return queue is not None
 
     def _next_claim(self) -> str | None:
         """The queue to claim from without a ticket: work is left there, and no other queue is waiting for its turn."""
@@ -431,6 +469,8 @@ class Transport(redis.Transport):
     """``fairredis://``"""
 
     Channel = Channel
+    cycle: Any
+    _looping = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -441,13 +481,18 @@ class Transport(redis.Transport):
         channel.looping = self._looping
         return channel
 
-    _looping = False
-
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         self._looping = True
         for channel in self.channels:
             channel.looping = True
         super().register_with_event_loop(connection, loop)
+        self.cycle.nudge = Nudge(loop)
+
+    def close_connection(self, connection: Any) -> None:
+        nudge, self.cycle.nudge = self.cycle.nudge, None
+        super().close_connection(connection)
+        if nudge is not None:
+            nudge.close()
 
 
 class TLSTransport(Transport):
