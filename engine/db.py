@@ -67,7 +67,7 @@ class Session:
         self._connection = connection
         self._after_commit: list[Callable[[], None]] = []
 
-    def execute(self, statement: sqlalchemy.Executable, parameters: Any = None) -> sqlalchemy.CursorResult[Any]:
+    def execute(self, statement: sqlalchemy.Executable, parameters: Any = None) -> sqlalchemy.CursorResult[*tuple[Any, ...]]:
         """Run a SQLAlchemy Core statement."""
         return self._connection.execute(statement, parameters)
 

@@ -1,0 +1,139 @@
+"""The history of the schema: it leads to the models, and back as far as nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection
+
+import migrations
+from engine.models import metadata
+
+CHECKS = sa.text(
+    "SELECT conrelid::regclass::text AS on_table, conname, pg_get_constraintdef(oid) FROM pg_constraint"
+    " WHERE contype = 'c' AND connamespace = 'public'::regnamespace"
+)
+LEGACY_ROWS = {
+    "users": "SELECT id, email, password_hash, created_at FROM users ORDER BY id",
+    "credentials": "SELECT id, user_id, service_name, encrypted_key, created_at FROM credentials ORDER BY id",
+    "workflows": "SELECT id, user_id, name, trigger_type, action_type, config_json, action_chain, parameters,"
+    " is_active, last_executed_at, created_at FROM workflows ORDER BY id",
+    "logs": "SELECT id, workflow_id, status, message, executed_at FROM logs ORDER BY id",
+}
+
+
+@pytest.fixture
+def connection(empty_database_url: str) -> Iterator[Connection]:
+    engine = sa.create_engine(empty_database_url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
+def _seed_legacy(connection: Connection) -> None:
+    connection.execute(
+        sa.text(
+            """
+            INSERT INTO users VALUES
+                ('u1', 'ada@example.com', '$2a$10$x', '2026-01-01T10:00:00Z'),
+                ('u2', 'o''brien+x@example.com', '$2a$10$y', '2026-01-02T10:00:00Z');
+            INSERT INTO credentials VALUES
+                ('c1', 'u1', 'slack', 'AAAA', '2026-01-03T00:00:00Z'),
+                ('c2', 'u1', 'slack', 'BBBB', '2026-01-04T00:00:00Z'),
+                ('c3', 'u2', 'slack', 'CCCC', '2026-01-04T00:00:00Z');
+            INSERT INTO workflows VALUES
+                ('w1', 'u1', 'Orders', 'webhook', 'slack_message', '{}', NULL, '[]', true, NULL,
+                 '2026-01-05T00:00:00Z');
+            INSERT INTO logs VALUES ('l1', 'w1', 'success', 'sent', '2026-01-06T00:00:00Z');
+            """
+        )
+    )
+
+
+def _rows(connection: Connection) -> dict[str, list[tuple[object, ...]]]:
+    return {name: [tuple(row) for row in connection.execute(sa.text(query))] for name, query in LEGACY_ROWS.items()}
+
+
+def test_the_migrations_lead_to_exactly_the_models(empty_database_url: str, connection: Connection) -> None:
+    migrations.upgrade(empty_database_url)
+    context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+    assert compare_metadata(context, metadata) == []
+
+
+def test_the_check_constraints_are_those_of_the_models(empty_database_url: str, connection: Connection) -> None:
+    migrations.upgrade(empty_database_url)
+    migrated = {tuple(row) for row in connection.execute(CHECKS)}
+    connection.execute(sa.text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
+    metadata.create_all(connection)
+    assert migrated == {tuple(row) for row in connection.execute(CHECKS)}
+    assert len(migrated) > 8
+
+
+def test_a_second_upgrade_changes_nothing(empty_database_url: str, connection: Connection) -> None:
+    migrations.upgrade(empty_database_url)
+    migrations.upgrade(empty_database_url)
+    assert migrations.current(connection) == migrations.head()
+
+
+def test_every_user_gets_a_personal_organization_and_owns_it(empty_database_url: str, connection: Connection) -> None:
+    migrations.upgrade(empty_database_url, "0001")
+    _seed_legacy(connection)
+    migrations.upgrade(empty_database_url)
+    tenants = connection.execute(sa.text("SELECT id, name, created_at::date::text FROM tenants ORDER BY id")).all()
+    assert [tuple(row) for row in tenants] == [
+        ("tenant_u1", "ada@example.com's Organization", "2026-01-01"),
+        ("tenant_u2", "o'brien+x@example.com's Organization", "2026-01-02"),
+    ]
+    owners = connection.execute(sa.text("SELECT tenant_id, user_id, role FROM memberships ORDER BY 1")).all()
+    assert [tuple(row) for row in owners] == [("tenant_u1", "u1", "owner"), ("tenant_u2", "u2", "owner")]
+
+
+def test_workflows_credentials_and_logs_follow_their_user(empty_database_url: str, connection: Connection) -> None:
+    migrations.upgrade(empty_database_url, "0001")
+    _seed_legacy(connection)
+    migrations.upgrade(empty_database_url)
+    names = connection.execute(sa.text("SELECT id, tenant_id, name FROM credentials ORDER BY id")).all()
+    assert [tuple(row) for row in names] == [
+        ("c1", "tenant_u1", "slack"),
+        ("c2", "tenant_u1", "slack 2"),
+        ("c3", "tenant_u2", "slack"),
+    ]
+    for table in ("workflows", "logs"):
+        assert connection.execute(sa.text(f"SELECT tenant_id FROM {table}")).scalars().all() == ["tenant_u1"]
+
+
+def test_a_downgrade_restores_the_legacy_tables_row_for_row(empty_database_url: str, connection: Connection) -> None:
+    migrations.upgrade(empty_database_url, "0001")
+    _seed_legacy(connection)
+    before = _rows(connection)
+    migrations.upgrade(empty_database_url)
+    migrations.downgrade(empty_database_url, "0001")
+    assert _rows(connection) == before
+
+
+@pytest.mark.parametrize(
+    ("statement", "sentence"),
+    [
+        ("INSERT INTO tenants (id, name) VALUES ('acme', 'Acme')", "organizations that are not personal"),
+        ("UPDATE workflows SET config_json = NULL", "workflows exist that have no legacy form"),
+        ("UPDATE workflows SET user_id = NULL", "workflows of shared organizations exist"),
+        (
+            "UPDATE credentials SET encrypted_key = NULL, ciphertext = '\\x00', key_version = 1",
+            "credentials exist that have no legacy form",
+        ),
+    ],
+)
+def test_a_downgrade_refuses_what_would_lose_data(
+    empty_database_url: str, connection: Connection, statement: str, sentence: str
+) -> None:
+    migrations.upgrade(empty_database_url, "0001")
+    _seed_legacy(connection)
+    migrations.upgrade(empty_database_url)
+    connection.execute(sa.text(statement))
+    with pytest.raises(RuntimeError, match=sentence):
+        migrations.downgrade(empty_database_url, "0001")
+    assert connection.execute(sa.text("SELECT count(*) FROM tenants")).scalar_one() >= 2
