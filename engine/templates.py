@@ -103,7 +103,7 @@ _LEGACY = re.compile(r"\{\{\s*([^{}]+?)\s*\}\}")
 
 
 def render_legacy(template: Json, body: Json) -> Json:
-    """Fill ``{{user.name}}`` from `body`, as the multi-user system did: always as text; a missing path stays as written."""
+    """Fill ``{{user.name}}`` from `body`, as the multi-user system did: as text; a missing path stays as written."""
 
     def fill(match: re.Match[str]) -> str:
         value = body
