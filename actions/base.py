@@ -7,9 +7,10 @@ does not fit is `Fatal` ``credential_invalid``, with the names of the fields and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
+import httpx
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from actions.http import GuardedClient, Request
@@ -85,6 +86,12 @@ class Connector(Action):
                 for fault in error.errors(include_input=False, include_url=False, include_context=False)
             )
             raise Fatal(f"The {self.service} credential does not fit: {places}.", code="credential_invalid") from None
+
+
+def rebased(url: str, *, hosts: Collection[str], base: str | None) -> str:
+    """`url` sent to the operator's `base` instead, when there is one and the URL is of the official `hosts`."""
+    parsed = httpx.URL(url)
+    return url if base is None or parsed.host not in hosts else base + parsed.raw_path.decode("ascii")
 
 
 def object_schema(properties: Mapping[str, Any], *, required: tuple[str, ...] = ()) -> dict[str, Any]:

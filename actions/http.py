@@ -140,8 +140,10 @@ class GuardedClient:
             return self._once(wire, call, stale_allowed=request.method in _REPEATABLE)
         except httpcore.TimeoutException as error:
             raise RetryLater(f"{target} did not answer in time.", code="timeout") from error
-        except (httpcore.NetworkError, httpcore.RemoteProtocolError) as error:
+        except httpcore.ConnectError as error:
             raise RetryLater(f"{target} cannot be reached: {_cause(error)}.", code="network") from error
+        except (httpcore.NetworkError, httpcore.RemoteProtocolError) as error:
+            raise RetryLater(f"{target} broke off the exchange: {_cause(error)}.", code="network") from error
         except (httpcore.LocalProtocolError, httpcore.UnsupportedProtocol) as error:
             raise Fatal(f"The request to {target} is not valid HTTP.", code="invalid_request") from error
 
@@ -158,8 +160,6 @@ class GuardedClient:
 
     def _read(self, response: httpcore.Response) -> HttpReply:
         try:
-            if response.status < 200:
-                raise Fatal("The server tried to switch to another protocol.", code="response_protocol")
             headers = _reply_headers(response.headers)
             encoding = headers.get("content-encoding", "")
             body = read_body(response.iter_stream(), encoding=encoding, limit=self._max_body_bytes)
@@ -221,4 +221,4 @@ def _redirected(request: Request, headers: dict[str, str], status: int) -> tuple
 
 
 def _cause(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    return str(error).rstrip(".") or type(error).__name__

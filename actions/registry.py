@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from actions.connectors import debug, http
+from actions.connectors import debug, discord, http, openweather, slack
 from actions.guard import AddressPolicy, parse_url
 from actions.http import DEFAULT_USER_AGENT, GuardedClient
 from engine.errors import ActionError, ConfigurationError
@@ -124,16 +124,24 @@ def build(
     of services (``{"slack": "http://127.0.0.1:9999"}``); being the operator's word, those hosts and ports are allowed
     too. Raises `ConfigurationError` with a sentence per bad item.
     """
-    _, endpoints = _bases(service_urls or {})
+    bases, endpoints = _bases(service_urls or {})
     client = GuardedClient(AddressPolicy([*allowed_networks, *endpoints]), user_agent=user_agent)
-    registry = Registry(client, builtins(client))
+    registry = Registry(client, builtins(client, bases))
     registry.load(entry_points(group=GROUP))
     return registry
 
 
-def builtins(client: GuardedClient) -> list[Action]:
-    """The actions that come with Fairlane."""
-    return [http.HttpRequest(client), debug.Echo(client), debug.Sleep(client), debug.Fail(client)]
+def builtins(client: GuardedClient, bases: Mapping[str, str]) -> list[Action]:
+    """The actions that come with Fairlane; `bases` gives other base URLs by service."""
+    return [
+        http.HttpRequest(client),
+        slack.SlackMessage(client, base=bases.get("slack")),
+        discord.DiscordMessage(client, base=bases.get("discord")),
+        openweather.CurrentWeather(client, base=bases.get("openweather")),
+        debug.Echo(client),
+        debug.Sleep(client),
+        debug.Fail(client),
+    ]
 
 
 def _bases(service_urls: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

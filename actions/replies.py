@@ -98,16 +98,16 @@ def retry_after(value: str | None, *, now: datetime | None = None) -> timedelta 
     except (ValueError, OverflowError):
         try:
             moment = parsedate_to_datetime(value)
-        except ValueError:
+        except (ValueError, TypeError, IndexError, OverflowError):
             return None
         wait = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - (now or datetime.now(UTC))
     return min(max(wait, timedelta(0)), MAX_RETRY_AFTER)
 
 
-def excerpt(body: bytes) -> str:
+def excerpt(body: bytes, *, characters: int = EXCERPT_CHARACTERS) -> str:
     """The beginning of a body as text, for a person who looks for the cause of a failure."""
-    text = body[: EXCERPT_CHARACTERS * 4].decode("utf-8", "replace").replace("\x00", "\N{REPLACEMENT CHARACTER}")
-    return text if len(text) <= EXCERPT_CHARACTERS else text[:EXCERPT_CHARACTERS] + "…"
+    text = body[: characters * 4].decode("utf-8", "replace").replace("\x00", "\N{REPLACEMENT CHARACTER}")
+    return text if len(text) <= characters else text[:characters] + "…"
 
 
 def failure(
