@@ -20,14 +20,14 @@ from engine.ports import Action, HttpReply, Json, StepContext
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def _as_text(value: object) -> object:
-    """Templates keep the type of what they name, so a number or a truth value is text here as JSON would write it."""
+def as_text(value: object) -> object:
+    """For types with their own constraints; else take `Text`. Templates keep the type of what they name, so a number or a truth value is text here as JSON would write it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, int | float) else value
 
 
-Text = Annotated[str, BeforeValidator(_as_text)]
+Text = Annotated[str, BeforeValidator(as_text)]
 """A string; numbers and booleans become one. Lists, mappings and null are refused."""
 
 

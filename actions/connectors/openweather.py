@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import httpx
-from pydantic import BaseModel, Field, SecretStr, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr, StringConstraints, ValidationError
 
-from actions.base import Connector, CredentialData, Input, Text, object_schema
+from actions.base import Connector, CredentialData, Input, as_text, object_schema
 from actions.http import GuardedClient, Request
 from actions.replies import excerpt, failure
 from engine.errors import Fatal
@@ -26,7 +26,7 @@ _TEXT = {"type": "string"}
 
 
 class WeatherInput(Input):
-    city: Annotated[Text, StringConstraints(strip_whitespace=True, min_length=1)] = Field(
+    city: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), BeforeValidator(as_text)] = Field(
         description="A city, such as London, or with its country: London,GB."
     )
     units: Literal["metric", "imperial", "standard"] = Field(
