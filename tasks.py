@@ -199,7 +199,7 @@ class TickScheduler(BeatScheduler):
         self._running: dict[str, threading.Thread] = {}
         super().__init__(*args, **kwargs)
 
-    def apply_async(self, entry: Any, _producer: Any = None, advance: bool = True, **_options: Any) -> None:
+    def apply_async(self, entry: Any, producer: Any = None, advance: Any = True, **kwargs: Any) -> None:  # noqa: ARG002
         entry = self.reserve(entry) if advance else entry
         earlier = self._running.get(entry.name)
         if earlier is None or not earlier.is_alive():

@@ -15,11 +15,11 @@ from typing import Any
 from pydantic import Secret
 
 from engine.db import Row, dump_json
-from engine.definition import Step, Workflow
 from engine.errors import Cancelled
 from engine.ports import Json
 from engine.redaction import NOTHING_SECRET, Redactor
 from engine.states import StepState
+from engine.workflow import Step, Workflow
 
 MAX_OUTPUT_BYTES = 256 * 1024
 MAX_LINE_BYTES = 8 * 1024

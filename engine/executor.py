@@ -18,7 +18,7 @@ from functools import lru_cache
 import structlog
 
 from engine.db import Row, TenantSession
-from engine.definition import Step, Workflow, load
+from engine.definition import load
 from engine.errors import Cancelled, InvalidInput
 from engine.execution import Execution, Journal, RunInHand, StepResult
 from engine.heartbeat import STALE_AFTER, Heartbeat
@@ -26,6 +26,7 @@ from engine.pipeline import Tools, execute_step
 from engine.ports import Json
 from engine.repository import runs
 from engine.states import RunState, StepState
+from engine.workflow import Step, Workflow
 
 MAX_CRASHES = 3
 MAX_PARALLEL = 8
@@ -39,8 +40,17 @@ class Progress:
     """What is known of the steps of a run while it is walked."""
 
     results: dict[str, StepResult] = field(default_factory=dict)
+    """Of the steps that have finished, in this attempt or an earlier one."""
     unfinished: dict[str, int] = field(default_factory=dict)
-    """Step to the attempt that comes next, for steps that an earlier attempt of the run began."""
+    """Step to the last attempt that was begun, for steps that an earlier attempt of the run left behind."""
+    parked: StepResult | None = None
+    """The step that wakes first, of those that wait without a worker."""
+
+    def add(self, done: Sequence[StepResult]) -> None:
+        self.results.update({result.step_id: result for result in done if not result.is_parked})
+        waiting = [result for result in (self.parked, *done) if result is not None and result.is_parked]
+        if waiting:
+            self.parked = min(waiting, key=lambda r: float("inf") if r.wake_seconds is None else r.wake_seconds)
 
     @property
     def failed(self) -> StepResult | None:
@@ -52,7 +62,7 @@ class Executor:
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
-        self._heartbeat = Heartbeat(tools.database)
+        self.heartbeat = Heartbeat(tools.database)
         self._workflows = lru_cache(maxsize=CACHED_WORKFLOWS)(_Cached)
 
     def run(self, tenant_id: str, run_id: str) -> RunState | None:
@@ -64,7 +74,7 @@ class Executor:
             log.debug("run_dropped", tenant=tenant_id, run=run_id)
             return None
         run, progress = begun
-        with self._heartbeat.holding(run):
+        with self.heartbeat.holding(run):
             try:
                 return self._walk(run, progress, began)
             except Cancelled:
@@ -88,26 +98,28 @@ class Executor:
 
     def _walk(self, run: RunInHand, progress: Progress, began: float) -> RunState:
         graph = run.workflow.graph
-        with _Crew() as crew:
+        with _Crew(self._tools) as crew:
             while True:
-                ready = [] if progress.failed else graph.ready(progress.results.keys() | crew.busy)
-                for step in ready:
-                    attempt = progress.unfinished.get(step.id, 1)
-                    execution = Execution(run, step, run.roots(progress.results), attempt=attempt)
-                    crew.begin(step, execution, self._tools, alone=len(ready) == 1)
+                stuck = progress.failed or progress.parked
+                ready = [] if stuck else graph.ready(progress.results, begun=crew.busy)
+                crew.begin([self._execution(run, progress, step) for step in ready])
                 done = crew.next_results()
-                parked = [result for result in done if result.is_parked]
-                progress.results.update({result.step_id: result for result in done if not result.is_parked})
-                if not crew.busy and parked:
-                    return self._park(run, done, parked[0], began)
-                if not crew.busy and (progress.failed or not graph.ready(progress.results.keys())):
+                progress.add(done)
+                if crew.busy:
+                    self._save(run, RunState.RUNNING, done)
+                elif progress.failed or not (progress.parked or graph.ready(progress.results)):
                     return self._end(run, progress, done, began)
-                self._checkpoint(run, done)
+                elif progress.parked:
+                    return self._park(run, progress.parked, done, began)
+                else:
+                    self._save(run, RunState.RUNNING, done)
 
-    def _checkpoint(self, run: RunInHand, done: Sequence[StepResult]) -> None:
-        self._save(run, RunState.RUNNING, done)
+    @staticmethod
+    def _execution(run: RunInHand, progress: Progress, step: Step) -> Execution:
+        attempt = progress.unfinished.get(step.id, 0) + 1
+        return Execution(run, step, run.roots(progress.results), attempt=attempt)
 
-    def _park(self, run: RunInHand, done: Sequence[StepResult], parked: StepResult, began: float) -> RunState:
+    def _park(self, run: RunInHand, parked: StepResult, done: Sequence[StepResult], began: float) -> RunState:
         self._save(
             run,
             RunState.WAITING,
@@ -169,7 +181,8 @@ class Executor:
 class _Crew:
     """The steps of one run that execute now: the only ready one in this thread, several in threads of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
         self._pool: ThreadPoolExecutor | None = None
         self._futures: dict[Future[StepResult], str] = {}
         self._finished: list[StepResult] = []
@@ -185,12 +198,14 @@ class _Crew:
     def busy(self) -> set[str]:
         return set(self._futures.values())
 
-    def begin(self, step: Step, execution: Execution, tools: Tools, *, alone: bool) -> None:
-        if alone and not self._futures:
-            self._finished.append(execute_step(execution, tools))
+    def begin(self, executions: Sequence[Execution]) -> None:
+        if len(executions) == 1 and not self._futures:
+            self._finished.append(execute_step(executions[0], self._tools))
             return
-        self._pool = self._pool or ThreadPoolExecutor(MAX_PARALLEL, thread_name_prefix="step")
-        self._futures[self._pool.submit(execute_step, execution, tools)] = step.id
+        for execution in executions:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(MAX_PARALLEL, thread_name_prefix="step")
+            self._futures[self._pool.submit(execute_step, execution, self._tools)] = execution.step.id
 
     def next_results(self) -> list[StepResult]:
         """Wait until at least one step has finished, if any executes."""

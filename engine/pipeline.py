@@ -172,8 +172,7 @@ def perform(execution: Execution, tools: Tools) -> Execution:
                 return _failed(execution, _code(error), _sentence(error), data=_data(error), calls=calls, since=clock)
             seconds: float = decision.after.total_seconds()
             if not retry.in_place(decision.after):
-                later = replace(execution, attempt=execution.attempt + 1)
-                return _parked(later, "retry_backoff", seconds, calls=calls, since=clock)
+                return _parked(execution, "retry_backoff", seconds, calls=calls, since=clock)
             execution.run.hold.wait(seconds)
             execution = replace(execution, attempt=execution.attempt + 1)
         else:

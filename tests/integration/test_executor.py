@@ -1,0 +1,415 @@
+"""What a run does from its first message to its last row: on the real database, with the real evaluator and actions."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict
+
+from engine import execution
+from engine.errors import Fatal, RetryLater, Suspend
+from engine.ports import Json, StepContext
+from engine.states import RunState
+from engine.sweeper import Result, Sweeper
+from tests.engine_parts import Parts, parts_for
+
+
+class AnyInput(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class Scripted:
+    """A real action whose behaviour a test gives; it counts its calls and keeps their contexts."""
+
+    summary = "Does what the test says."
+    service: str | None = None
+    credential_required = False
+    has_effects = True
+    honours_deadline = True
+    input_model = AnyInput
+    output_schema: dict[str, Json] = {}  # noqa: RUF012
+
+    def __init__(self, name: str, body: Callable[[StepContext, Any], Json]) -> None:
+        self.name = name
+        self.body = body
+        self.contexts: list[StepContext] = []
+
+    def run(self, context: StepContext, parameters: Any) -> Json:
+        self.contexts.append(context)
+        return self.body(context, parameters)
+
+
+@pytest.fixture
+def script() -> SimpleNamespace:
+    """`script.body` is what the action ``test.script`` does."""
+    holder = SimpleNamespace(body=lambda _context, _parameters: None)
+    holder.action = Scripted("test.script", lambda context, parameters: holder.body(context, parameters))
+    return holder
+
+
+@pytest.fixture
+def parts(database_url: str, script: SimpleNamespace) -> Iterator[Parts]:
+    with parts_for(database_url, script=script.action) as parts:
+        yield parts
+
+
+def echo(step_id: str = "one", **keys: Any) -> dict[str, Any]:
+    return {"id": step_id, "action": "debug.echo", "with": {"at": step_id}, **keys}
+
+
+def test_a_one_step_run_succeeds_with_output_lines_and_ledger(parts: Parts) -> None:
+    run = parts.execute(echo(**{"with": {"text": "hello {{ trigger.input.name }}"}}), input={"input": {"name": "Ada"}})
+    assert (run["status"], run["output"], run["attempt"]) == ("succeeded", {"text": "hello Ada"}, 1)
+    assert run["queued_at"] <= run["started_at"] <= run["finished_at"]
+    assert parts.steps_of(run["id"])["one"]["status"] == "succeeded"
+    assert [line["level"] for line in parts.lines_of(run["id"])] == ["info", "info", "info"]
+    usage = parts.rows("SELECT kind, action, quantity FROM usage ORDER BY kind")
+    assert usage == [
+        {"kind": "action_call", "action": "debug.echo", "quantity": 1},
+        {"kind": "execution", "action": None, "quantity": 1},
+    ]
+
+
+def test_a_run_without_effects_costs_the_worker_two_transactions(parts: Parts) -> None:
+    run_id = parts.start(parts.workflow(echo()))
+    seen: list[str] = []
+    original = parts.database.tenant
+    parts.database.tenant = lambda tenant_id: (seen.append(tenant_id), original(tenant_id))[1]  # type: ignore[method-assign,assignment]
+    parts.executor.run("acme", run_id)
+    assert seen == ["acme", "acme"]
+
+
+def test_a_condition_that_is_not_true_skips_its_step_and_the_next_goes_on(parts: Parts) -> None:
+    run = parts.execute(
+        echo("a"), echo("b", **{"if": "steps.a.output.at == 'z'"}), echo("c", **{"if": "steps.b.status == 'skipped'"})
+    )
+    assert {k: s["status"] for k, s in parts.steps_of(run["id"]).items()} == {
+        "a": "succeeded",
+        "b": "skipped",
+        "c": "succeeded",
+    }
+
+
+def test_a_missing_path_fails_the_step_and_names_the_path(parts: Parts) -> None:
+    run = parts.execute(echo(**{"with": {"x": "{{ trigger.input.nope.deep }}"}}))
+    assert run["status"] == "failed"
+    assert "trigger.input.nope" in run["error"]["message"]
+    assert run["error"]["step"] == "one"
+
+
+def test_a_failed_step_ends_the_run_and_later_steps_do_not_begin(parts: Parts, script: SimpleNamespace) -> None:
+    def body(_context: StepContext, _parameters: Any) -> Json:
+        raise Fatal("the other side said no", code="refused", data={"status": 403})
+
+    script.body = body
+    run = parts.execute({"id": "one", "action": "test.script"}, echo("two"))
+    assert run["status"] == "failed"
+    assert run["error"] == {
+        "code": "refused",
+        "message": "the other side said no",
+        "step": "one",
+        "data": {"status": 403},
+    }
+    assert set(parts.steps_of(run["id"])) == {"one"}
+
+
+def test_independent_steps_run_at_the_same_time(parts: Parts, script: SimpleNamespace) -> None:
+    meeting = threading.Barrier(3)
+    script.body = lambda _context, _parameters: meeting.wait(10)
+    run = parts.execute(*({"id": i, "action": "test.script", "needs": []} for i in ("a", "b", "c")))
+    assert run["status"] == "succeeded"
+
+
+def test_a_short_backoff_retries_in_place_with_the_same_key(parts: Parts, script: SimpleNamespace) -> None:
+    def body(context: StepContext, _parameters: Any) -> Json:
+        if context.attempt < 3:
+            raise RetryLater("not yet")
+        return context.attempt
+
+    script.body = body
+    run = parts.execute(
+        {"id": "one", "action": "test.script", "retry": {"attempts": 3, "initial": "1ms", "max": "2ms"}}
+    )
+    assert (run["status"], run["output"], run["attempt"]) == ("succeeded", 3, 1)
+    assert {context.idempotency_key for context in script.action.contexts} == {f"{run['id']}:one"}
+    assert parts.rows("SELECT sum(quantity) AS n FROM usage WHERE kind = 'action_call'") == [{"n": 3}]
+
+
+def test_a_long_backoff_parks_the_run_and_it_goes_on_when_woken(parts: Parts, script: SimpleNamespace) -> None:
+    def body(context: StepContext, _parameters: Any) -> Json:
+        if context.attempt == 1:
+            raise RetryLater("come back", after=timedelta(minutes=10))
+        return "done"
+
+    script.body = body
+    run = parts.execute(echo("first"), {"id": "one", "action": "test.script", "retry": {"attempts": 2}})
+    assert (run["status"], run["wait_reason"]) == ("waiting", "retry_backoff")
+    with parts.database.system() as session:
+        session.execute(sa.text("UPDATE runs SET wake_at = now()"))
+    parts.publisher.messages.clear()
+    assert Sweeper(parts.database, parts.publisher).run_once().woken == 1
+    assert list(parts.publisher.messages) == [f"{run['id']}.1"]
+    assert parts.another_worker().run("acme", run["id"]) is RunState.SUCCEEDED
+    assert [context.attempt for context in script.action.contexts] == [1, 2]
+
+
+def test_a_suspended_step_holds_no_worker(parts: Parts, script: SimpleNamespace) -> None:
+    def body(_context: StepContext, _parameters: Any) -> Json:
+        raise Suspend("approval")
+
+    script.body = body
+    run = parts.execute({"id": "one", "action": "test.script"})
+    assert (run["status"], run["wait_reason"], run["wake_at"]) == ("waiting", "approval", None)
+
+
+def test_a_run_taken_over_continues_behind_its_last_finished_step(parts: Parts, script: SimpleNamespace) -> None:
+    class WorkerDied(BaseException):
+        pass
+
+    def die(_context: StepContext, _parameters: Any) -> Json:
+        raise WorkerDied
+
+    calls: list[str] = []
+    script.body = die
+    run_id = parts.start(parts.workflow(echo("first"), {"id": "one", "action": "test.script"}))
+    with pytest.raises(WorkerDied):
+        parts.executor.run("acme", run_id)
+    script.body = lambda _context, _parameters: calls.append("second worker")
+    assert parts.another_worker().run("acme", run_id) is None, "its worker may be alive: the heartbeat is fresh"
+    with parts.database.system() as session:
+        session.execute(sa.text("UPDATE runs SET heartbeat_at = now() - interval '1 minute'"))
+    first_finished = parts.steps_of(run_id)["first"]["finished_at"]
+    assert parts.another_worker().run("acme", run_id) is RunState.SUCCEEDED
+    assert parts.steps_of(run_id)["first"]["finished_at"] == first_finished
+    assert (parts.run_row(run_id)["attempt"], calls) == (2, ["second worker"])
+
+
+def test_a_zombies_writes_change_nothing(parts: Parts, script: SimpleNamespace) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def body(context: StepContext, _parameters: Any) -> Json:
+        if len(script.action.contexts) == 1:
+            inside.set()
+            go_on.wait(10)
+            return "zombie"
+        return "successor"
+
+    script.body = body
+    run_id = parts.start(parts.workflow({"id": "one", "action": "test.script"}))
+    zombie = threading.Thread(target=parts.executor.run, args=("acme", run_id))
+    zombie.start()
+    inside.wait(10)
+    with parts.database.system() as session:
+        session.execute(sa.text("UPDATE runs SET heartbeat_at = now() - interval '1 minute'"))
+    assert parts.another_worker().run("acme", run_id) is RunState.SUCCEEDED
+    after = parts.run_row(run_id), parts.steps_of(run_id), parts.lines_of(run_id), parts.rows("SELECT * FROM usage")
+    go_on.set()
+    zombie.join(10)
+    assert after == (
+        parts.run_row(run_id),
+        parts.steps_of(run_id),
+        parts.lines_of(run_id),
+        parts.rows("SELECT * FROM usage"),
+    )
+    assert parts.run_row(run_id)["output"] == "successor"
+
+
+def test_a_cancelled_run_stops_in_the_middle_of_a_wait(parts: Parts, script: SimpleNamespace) -> None:
+    inside = threading.Event()
+
+    def body(context: StepContext, _parameters: Any) -> Json:
+        inside.set()
+        context.wait(60)
+        return "too late"
+
+    script.body = body
+    run_id = parts.start(parts.workflow({"id": "one", "action": "test.script"}, echo("two")))
+    worker = threading.Thread(target=parts.executor.run, args=("acme", run_id))
+    worker.start()
+    inside.wait(10)
+    with parts.database.tenant("acme") as session:
+        assert parts.runs.cancel(session, run_id)
+    parts.executor.heartbeat.run_once(older_than=0)
+    worker.join(10)
+    assert not worker.is_alive()
+    assert parts.run_row(run_id)["status"] == "cancelled"
+    assert set(parts.steps_of(run_id)) == {"one"}
+
+
+def test_a_run_that_kills_its_worker_again_and_again_fails_with_the_reason(parts: Parts) -> None:
+    run_id = parts.start(parts.workflow(echo()))
+    with parts.database.system() as session:
+        session.execute(
+            sa.text(
+                "UPDATE runs SET status = 'running', attempt = 3, crashes = 2, started_at = now(),"
+                " heartbeat_at = now() - interval '1 minute'"
+            )
+        )
+    assert parts.executor.run("acme", run_id) is None
+    run = parts.run_row(run_id)
+    assert (run["status"], run["error"]["code"]) == ("failed", "crashed")
+
+
+def test_a_finished_run_that_is_delivered_again_is_dropped(parts: Parts) -> None:
+    run = parts.execute(echo())
+    assert parts.executor.run("acme", run["id"]) is None
+    assert parts.run_row(run["id"]) == run
+
+
+def test_a_run_of_another_tenant_is_not_executed(parts: Parts) -> None:
+    run_id = parts.start(parts.workflow(echo()))
+    assert parts.executor.run("other", run_id) is None
+    assert parts.run_row(run_id)["status"] == "queued"
+
+
+def test_a_long_output_is_cut_and_marked_and_never_an_error(parts: Parts, script: SimpleNamespace) -> None:
+    script.body = lambda _context, _parameters: "x" * (execution.MAX_OUTPUT_BYTES + 1)
+    run = parts.execute({"id": "one", "action": "test.script"})
+    assert run["status"] == "succeeded"
+    assert (run["output"]["cut"], run["output"]["bytes"]) == (True, execution.MAX_OUTPUT_BYTES + 3)
+
+
+def test_the_log_of_a_run_is_bounded_in_lines_and_in_their_length(parts: Parts, script: SimpleNamespace) -> None:
+    def body(context: StepContext, _parameters: Any) -> Json:
+        for _ in range(execution.MAX_LINES + 50):
+            context.log("info", "y" * 20_000, value="z" * 20_000)
+        return None
+
+    script.body = body
+    lines = parts.lines_of(parts.execute({"id": "one", "action": "test.script"})["id"])
+    assert len(lines) == execution.MAX_LINES
+    assert lines[-1]["message"] == "The log is full at 1000 lines; the rest is cut."
+    assert all(len(line["message"]) + len(str(line["data"])) <= execution.MAX_LINE_BYTES + 100 for line in lines)
+
+
+def test_an_unexpected_crash_of_an_action_fails_the_step_not_the_worker(parts: Parts, script: SimpleNamespace) -> None:
+    script.body = lambda _context, _parameters: {}["missing"]
+    run = parts.execute({"id": "one", "action": "test.script"})
+    assert (run["status"], run["error"]["code"]) == ("failed", "action_crashed")
+
+
+def test_an_action_that_does_not_end_by_itself_is_left_behind(parts: Parts, script: SimpleNamespace) -> None:
+    forever = threading.Event()
+    script.action.honours_deadline = False
+    script.body = lambda _context, _parameters: forever.wait(30)
+    run = parts.execute({"id": "one", "action": "test.script", "timeout": "100ms"})
+    forever.set()
+    assert (run["status"], run["error"]["code"]) == ("failed", "timeout")
+
+
+def test_wrong_input_names_the_field(parts: Parts) -> None:
+    run = parts.execute(
+        {"id": "one", "action": "debug.sleep", "with": {"seconds": "{{ trigger.input.long }}"}},
+        input={"input": {"long": "ages"}},
+    )
+    assert run["error"]["code"] == "invalid_input"
+    assert run["error"]["message"].startswith("with.seconds: ")
+
+
+class TestCredentials:
+    """A step's credential is found, decrypted, handed over masked, and never stored in clear."""
+
+    @pytest.fixture(autouse=True)
+    def _uses_http(self, script: SimpleNamespace) -> None:
+        script.action.service = "http"
+        script.action.credential_required = True
+
+    def test_the_only_one_of_its_service_is_found_and_masked_everywhere(
+        self, parts: Parts, script: SimpleNamespace
+    ) -> None:
+        def body(context: StepContext, _parameters: Any) -> Json:
+            assert context.credential is not None
+            token = context.credential.get_secret_value()["bearer"]
+            context.log("info", f"using {token}", token=token)
+            return {"echo": f"Bearer {token}", token: [token]}
+
+        script.body = body
+        parts.credential("http", {"bearer": "canary-4711"})
+        run = parts.execute({"id": "one", "action": "test.script"})
+        assert run["status"] == "succeeded"
+        stored = parts.rows("SELECT * FROM runs") + parts.rows("SELECT * FROM steps") + parts.lines_of(run["id"])
+        assert "canary-4711" not in str(stored)
+        assert run["output"] == {"echo": "Bearer [redacted]", "[redacted]": ["[redacted]"]}
+
+    def test_a_secret_in_an_error_is_masked(self, parts: Parts, script: SimpleNamespace) -> None:
+        def body(context: StepContext, _parameters: Any) -> Json:
+            assert context.credential is not None
+            raise Fatal(f"401 for {context.credential.get_secret_value()['bearer']}")
+
+        script.body = body
+        parts.credential("http", {"bearer": "canary-4711"})
+        run = parts.execute({"id": "one", "action": "test.script"})
+        assert run["error"]["message"] == "401 for [redacted]"
+        assert "canary" not in str(parts.lines_of(run["id"]))
+
+    def test_a_missing_one_fails_the_step_and_says_what_to_do(self, parts: Parts) -> None:
+        run = parts.execute({"id": "one", "action": "test.script"})
+        assert run["error"]["code"] == "credential_missing"
+
+    def test_two_of_a_service_must_be_told_apart_by_name(self, parts: Parts, script: SimpleNamespace) -> None:
+        script.body = lambda context, _parameters: len(context.credential.get_secret_value()["bearer"])
+        for name in ("x", "y"):
+            parts.credential("http", {"bearer": f"token-{name}"}, name=name)
+        assert parts.execute({"id": "one", "action": "test.script"})["error"]["code"] == "credential_ambiguous"
+        run_id = parts.start(
+            parts.workflow({"id": "one", "action": "test.script", "credential": "y"}, workflow_id="wf_2")
+        )
+        parts.executor.run("acme", run_id)
+        assert parts.run_row(run_id)["status"] == "succeeded"
+
+    def test_one_of_another_service_is_refused(self, parts: Parts) -> None:
+        parts.credential("slack", {"bot_token": "xoxb-1"}, name="team")
+        run = parts.execute({"id": "one", "action": "test.script", "credential": "team"})
+        assert run["error"]["code"] == "credential_of_another_service"
+
+
+def test_the_intent_of_an_effect_is_stored_before_it_is_tried(parts: Parts, script: SimpleNamespace) -> None:
+    seen: list[str] = []
+    script.body = lambda context, _parameters: seen.append(parts.steps_of(context.run_id)["one"]["status"])
+    parts.execute({"id": "one", "action": "test.script"})
+    assert seen == ["running"]
+
+
+class TestSweeper:
+    """What the broker does not hold is published again; what it holds is left alone."""
+
+    @pytest.fixture
+    def sweeper(self, parts: Parts) -> Sweeper:
+        return Sweeper(parts.database, parts.publisher, queued_seconds=0, silent_seconds=20)
+
+    def test_a_run_that_was_never_published_is_published(self, parts: Parts, sweeper: Sweeper) -> None:
+        run_id = parts.start(parts.workflow(echo()))
+        parts.publisher.messages.clear()
+        assert sweeper.run_once().unpublished == 1
+        assert sweeper.run_once().unpublished == 0
+        assert list(parts.publisher.messages) == [run_id]
+
+    def test_a_run_whose_worker_fell_silent_is_published_under_its_next_id(
+        self, parts: Parts, sweeper: Sweeper
+    ) -> None:
+        run_id = parts.start(parts.workflow(echo()))
+        with parts.database.system() as session:
+            session.execute(
+                sa.text(
+                    "UPDATE runs SET status = 'running', attempt = 1, started_at = now(),"
+                    " heartbeat_at = now() - interval '1 minute'"
+                )
+            )
+        assert sweeper.run_once().silent == 0, "the broker still has its message leased"
+        parts.publisher.messages.clear()
+        assert sweeper.run_once().silent == 1
+        assert list(parts.publisher.messages) == [f"{run_id}.1"]
+        assert parts.executor.run("acme", run_id) is RunState.SUCCEEDED
+
+    def test_finished_and_held_runs_are_left_alone(self, parts: Parts, sweeper: Sweeper) -> None:
+        parts.execute(echo())
+        parts.start("wf_1", hold="quota")
+        parts.publisher.messages.clear()
+        assert sweeper.run_once() == Result()
+        assert parts.publisher.messages == {}
