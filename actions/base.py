@@ -21,7 +21,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def as_text(value: object) -> object:
-    """For types with their own constraints; else take `Text`. Templates keep the type of what they name, so a number or a truth value is text here as JSON would write it."""
+    """Numbers and booleans as JSON writes them; for types with constraints of their own, else take `Text`.
+
+    Templates keep the type of what they name, so a number may well arrive where a person meant text.
+    """
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, int | float) else value

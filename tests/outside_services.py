@@ -11,6 +11,7 @@ import functools
 import gzip
 import json
 import socketserver
+import ssl
 import threading
 import zlib
 from collections.abc import Callable, Mapping
@@ -52,7 +53,7 @@ def json_answer(value: Any, *, status: int = 200, headers: Mapping[str, str] | N
 class Service:
     """A local HTTP server. Subclasses say what is answered; `script` holds answers that come first, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
         self.received: list[Received] = []
         self.script: list[Answer] = []
         service = self
@@ -71,6 +72,8 @@ class Service:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self.port = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
         self.endpoint = f"127.0.0.1:{self.port}"

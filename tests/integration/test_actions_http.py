@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import gzip
 import os
+import socket
+import ssl
 import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from actions.connectors.http import HttpRequest
 from actions.guard import AddressPolicy
@@ -424,3 +432,53 @@ def test_what_the_operator_allows_is_reachable_and_nothing_beside_it(echo: EchoS
     with pytest.raises(RetryLater):
         run(registry["http.request"], Step(), url=f"{hostile.url}/hang-up")
     registry.close()
+
+
+def self_signed(folder: Path) -> Path:
+    """One file with a key and a certificate for tls.example."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tls.example")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("tls.example")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    file = folder / "tls.pem"
+    plain = serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    file.write_bytes(pem + certificate.public_bytes(serialization.Encoding.PEM))
+    return file
+
+
+def test_tls_checks_the_name_of_the_url_and_not_the_address(tmp_path: Path) -> None:
+    file = self_signed(tmp_path)
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_side.load_cert_chain(file)
+    trusting = ssl.create_default_context(cafile=str(file))
+    with EchoService(tls=server_side) as service:
+        policy = AddressPolicy([service.endpoint])
+        client = GuardedClient(policy, resolver=lambda host, port: ["127.0.0.1"], ssl_context=trusting)
+        for _ in range(2):
+            assert client.send(Request("GET", f"https://tls.example:{service.port}/", {}), seconds=5).status == 200
+        assert len({request.connection for request in service.received}) == 1
+        assert service.received[0].headers["host"] == f"tls.example:{service.port}"
+        with pytest.raises(RetryLater, match="cannot be reached"):
+            client.send(Request("GET", f"https://other.example:{service.port}/", {}), seconds=5)
+        strict = GuardedClient(policy, resolver=lambda host, port: ["127.0.0.1"])
+        with pytest.raises(RetryLater, match="cannot be reached"):
+            strict.send(Request("GET", f"https://tls.example:{service.port}/", {}), seconds=5)
+        client.close()
+
+
+def test_a_tls_handshake_that_stalls_ends_at_the_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        client = GuardedClient(AddressPolicy([f"127.0.0.1:{port}"]))
+        began = time.monotonic()
+        with pytest.raises(RetryLater) as caught:
+            client.send(Request("GET", f"https://127.0.0.1:{port}/", {}), seconds=0.3)
+        assert caught.value.error_code == "timeout"
+        assert time.monotonic() - began < 1.5

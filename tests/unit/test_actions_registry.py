@@ -6,6 +6,7 @@ import json
 import sys
 import types
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from actions.connectors.http import HttpCredential
 from actions.guard import AddressPolicy
 from actions.http import GuardedClient
 from actions.registry import Registry, builtins
-from engine.errors import Cancelled, ConfigurationError, RetryLater
+from engine.errors import Cancelled, ConfigurationError, Fatal, RetryLater
 from engine.ports import StepContext
 from tests.action_step import Step, run
 
@@ -286,3 +287,21 @@ def test_nothing_is_opened_before_the_first_call() -> None:
     client = GuardedClient(AddressPolicy())
     client.close()
     assert actions.build().client is not None
+
+
+def test_the_example_of_the_manual_is_a_working_plugin(plugin: types.ModuleType) -> None:
+    page = Path(__file__).parents[2] / "docs" / "actions.md"
+    source = page.read_text().split("```python\n")[1].split("```")[0]
+    exec(compile(source, str(page), "exec"), vars(plugin))
+    registry = fresh()
+    registry.load([entry("CreateTicket")])
+    assert registry.problems == ()
+    assert registry.credential_schema("acme") is vars(plugin)["AcmeCredential"]
+    with pytest.raises(Fatal) as caught:
+        run(registry["acme.ticket"], Step(), title=5)
+    assert caught.value.error_code == "credential_missing"
+
+
+def test_the_manual_names_every_built_in_action(registry: Registry) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "actions.md").read_text()
+    assert [name for name in registry if f"`{name}`" not in page] == []
