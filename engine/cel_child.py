@@ -35,7 +35,7 @@ from typing import Any, NoReturn
 from cel_expr_python import cel
 from cel_expr_python.ext import ext_strings
 
-from engine.cel_wire import DEPTH_LIMIT, FORK, FRAME, GOOD, NUMBER, RESULT_LIMIT, RETIRING, ROOTS
+from engine.cel_wire import DEPTH_LIMIT, FORK, GOOD, NUMBER, RESULT_LIMIT, RETIRING, ROOTS, receive, send
 
 MEMORY_LIMIT = 512 << 20
 """Bytes of address space that an evaluator may use above what it has when it starts."""
@@ -43,6 +43,8 @@ MEMORY_GROWTH_LIMIT_KIB = 64 << 10
 """An evaluator whose resident memory ever grew by this much is replaced, so that what it took is given back."""
 RECYCLE_AFTER = 10_000
 COMPILED_KEPT = 2_000
+MESSAGE_LIMIT = 300
+"""Characters of a complaint of CEL, which may quote what it complains of."""
 BIG_INTEGER = "integer beyond 64 bits"
 """Key of the stand-in for such an integer, which CEL does not have: it can be passed on, not computed with."""
 
@@ -141,25 +143,25 @@ class Evaluation:
         try:
             return ["type", self._compile(source).return_type().name()]
         except (RuntimeError, ValueError, TypeError) as error:
-            return ["invalid", str(error)]
+            return ["invalid", str(error)[:MESSAGE_LIMIT]]
 
     def evaluate(self, source: str, activation: Any) -> list[Any]:
         """``["value", json, type name]``, ``["invalid", message]`` or ``["failed", message]``."""
         try:
             expression = self._compile(source)
         except (RuntimeError, ValueError, TypeError) as error:
-            return ["invalid", str(error)]
+            return ["invalid", str(error)[:MESSAGE_LIMIT]]
         try:
             value = expression.eval(activation)
             kind = value.type()
             # Errors come back as values whose plain form is a truthy string: the type must be looked at first.
             if kind == cel.Type.ERROR or kind == cel.Type.UNKNOWN:
-                return ["failed", str(value.plain_value())]
+                return ["failed", str(value.plain_value())[:MESSAGE_LIMIT]]
             return ["value", _json(value.plain_value()), kind.name()]
         except _NoJson as error:
-            return ["failed", str(error)]
+            return ["failed", str(error)[:MESSAGE_LIMIT]]
         except (RuntimeError, ValueError, TypeError, OverflowError) as error:
-            return ["failed", str(error)]
+            return ["failed", str(error)[:MESSAGE_LIMIT]]
 
     def answer(self, request: list[Any]) -> list[Any]:
         """Answers for all sources of one request: ``["check", sources]`` or ``["eval", sources, context]``."""
@@ -172,7 +174,7 @@ class Evaluation:
 def _serve(connection: socket.socket, evaluation: Evaluation, deadline: float) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     done = 0
-    while (frame := _receive(connection)) is not None:
+    while (frame := receive(connection)) is not None:
         signal.setitimer(signal.ITIMER_PROF, deadline)
         try:
             request = _decode(frame.decode())
@@ -187,25 +189,12 @@ def _serve(connection: socket.socket, evaluation: Evaluation, deadline: float) -
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak > MEMORY_GROWTH_LIMIT_KIB
         if grown or done >= RECYCLE_AFTER:
             _exit_after(connection, answer)
-        connection.sendall(FRAME.pack(len(answer) + 1) + answer + GOOD)
+        send(connection, answer + GOOD)
 
 
 def _exit_after(connection: socket.socket, answer: bytes) -> NoReturn:
-    connection.sendall(FRAME.pack(len(answer) + 1) + answer + RETIRING)
+    send(connection, answer + RETIRING)
     os._exit(0)
-
-
-def _receive(connection: socket.socket) -> bytes | None:
-    data = connection.recv(65536)
-    if len(data) < FRAME.size:
-        return None
-    size = FRAME.unpack_from(data)[0] + FRAME.size
-    while len(data) < size:
-        more = connection.recv(size - len(data))
-        if not more:
-            return None
-        data += more
-    return data[FRAME.size :]
 
 
 # --------------------------------------------------------------------------------------------------------- limits

@@ -22,7 +22,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TypeVar
 
-from engine.cel_wire import END, FORK, FRAME, NUMBER, RETIRING
+from engine.cel_wire import END, FORK, NUMBER, RETIRING, receive, send
 from engine.errors import Unavailable
 
 _T = TypeVar("_T")
@@ -45,6 +45,14 @@ class _Evaluator:
     connection: socket.socket
 
 
+def _environment() -> dict[str, str]:
+    """Where to find Python's modules and libraries, and nothing else: the worker's environment holds its keys."""
+    environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "LC_ALL": "C.UTF-8"}
+    if libraries := os.environ.get("LD_LIBRARY_PATH"):
+        environment["LD_LIBRARY_PATH"] = libraries
+    return environment
+
+
 class _Zygote:
     """The process that forks evaluators for us, and the conversation with it."""
 
@@ -59,7 +67,7 @@ class _Zygote:
                 [sys.executable, "-P", "-m", "engine.cel_child", milliseconds],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "LC_ALL": "C.UTF-8"},
+                env=_environment(),
                 start_new_session=True,
             )
 
@@ -175,48 +183,55 @@ class Pool:
         os.register_at_fork(after_in_child=partial(_forget_in, weakref.ref(self._processes)))
         self.close = weakref.finalize(self, self._processes.close)
 
-    def call(self, request: bytes) -> bytes:
-        """The answer to one request. Raises EvaluatorDied for what the request did, Unavailable for what it did not."""
+    def processes(self) -> list[int]:
+        """Pids of the zygote and the evaluators that are running."""
         processes = self._processes
+        with processes.lock:
+            zygote = [] if processes.zygote is None else [processes.zygote.process.pid]
+            return zygote + sorted(evaluator.pid for evaluator in processes.evaluators)
+
+    def call(self, request: bytes) -> bytes:
+        """The answer to one request. Raises EvaluatorDied for what the request did, Unavailable for what it did not.
+
+        An evaluator that is found dead may have been killed before, so the request gets a second one.
+        """
         try:
-            evaluator = processes.free.get(timeout=START_TIMEOUT)
+            return self._call(request)
+        except EvaluatorDied as death:
+            if death.slow:
+                raise
+        return self._call(request)
+
+    def _call(self, request: bytes) -> bytes:
+        free = self._processes.free
+        try:
+            evaluator = free.get(timeout=START_TIMEOUT)
         except queue.Empty:
             raise Unavailable("every expression evaluator has been busy for too long") from None
         keep: _Evaluator | None = None
         try:
             if evaluator is None:
-                evaluator = processes.fork()
+                evaluator = self._processes.fork()
                 evaluator.connection.settimeout(self._patience)
-            answer = _converse(evaluator.connection, request)
-            if answer is None or answer[-1:] == RETIRING:
-                status = processes.end(evaluator)
-                if answer is None:
-                    raise EvaluatorDied(slow=_was_slow(status))
-            else:
+            answer = self._converse(evaluator, request)
+            if answer[-1:] != RETIRING:
                 keep = evaluator
+            else:
+                self._processes.end(evaluator)
             return answer[:-1]
         finally:
-            processes.free.put(keep)
+            free.put(keep)
 
-
-def _was_slow(status: int) -> bool:
-    """Whether the kernel stopped it at its limit of CPU time, or we killed it out of patience."""
-    return os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGKILL)
-
-
-def _converse(connection: socket.socket, request: bytes) -> bytes | None:
-    """Send a frame and read one; None when the other side ended or went silent."""
-    try:
-        connection.sendall(FRAME.pack(len(request)) + request)
-        data = connection.recv(65536)
-        if len(data) < FRAME.size:
-            return None
-        size = FRAME.unpack_from(data)[0] + FRAME.size
-        while len(data) < size:
-            more = connection.recv(size - len(data))
-            if not more:
-                return None
-            data += more
-        return data[FRAME.size :]
-    except OSError:
-        return None
+    def _converse(self, evaluator: _Evaluator, request: bytes) -> bytes:
+        silent = False
+        try:
+            send(evaluator.connection, request)
+            answer = receive(evaluator.connection)
+            if answer is not None:
+                return answer
+        except TimeoutError:
+            silent = True
+        except OSError:  # it ended before it had read everything
+            pass
+        status = self._processes.end(evaluator)
+        raise EvaluatorDied(slow=silent or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 
 ROOTS = ("trigger", "steps", "run", "workflow")
@@ -19,3 +20,21 @@ RESULT_LIMIT = 256 * 1024
 """Bytes of JSON of all results of one call together."""
 DEPTH_LIMIT = 32
 """Levels of nesting of a context and of a result."""
+
+
+def send(connection: socket.socket, body: bytes) -> None:
+    """One frame."""
+    connection.sendall(FRAME.pack(len(body)) + body)
+
+
+def receive(connection: socket.socket) -> bytes | None:
+    """The next frame; None at end of file. Raises what the socket raises, TimeoutError included."""
+    data = connection.recv(65536)
+    while data:
+        if len(data) >= FRAME.size and len(data) == FRAME.size + FRAME.unpack_from(data)[0]:
+            return data[FRAME.size :]
+        more = connection.recv(1 << 20)
+        if not more:
+            return None
+        data += more
+    return None

@@ -5,9 +5,10 @@ reads source text and JSON; the evaluation happens in a small pool of processes 
 (`engine.cel_child`), one round trip for each call. An expression sees the roots `trigger`, `steps`, `run`, `workflow`,
 and only what it names of them is sent.
 
-A condition is true only if its value is the boolean true. What does not compile is ExpressionInvalid; what compiles but
-has no value in this run (a missing path, a wrong type, a limit) is ExpressionFailed, naming the path. An expression
-that loops, crashes or exhausts memory fails alone: the next one is answered by a fresh process within milliseconds.
+A condition is true only if its value is the boolean true. `check`, when a workflow is saved, raises ExpressionInvalid
+for what does not compile; in a run, everything that has no value (a missing path, a wrong type, a limit) raises
+ExpressionFailed, naming the path. An expression that loops, crashes or exhausts memory fails alone: the next one is
+answered by a fresh process within milliseconds.
 """
 
 from __future__ import annotations
@@ -73,6 +74,10 @@ class Evaluator:
         """End the evaluator processes; may be called twice."""
         self._pool.close()
 
+    def processes(self) -> list[int]:
+        """Pids of the processes that this evaluator keeps, for operators and tests."""
+        return self._pool.processes()
+
     def condition(self, source: str, context: Mapping[str, Json]) -> bool:
         """Whether the expression is the boolean true. Any value that is not a boolean raises ExpressionFailed."""
         (value, type_name), *_ = self._evaluate([source], context)
@@ -85,14 +90,17 @@ class Evaluator:
         return self._evaluate([source], context)[0][0]
 
     def render(self, template: Json, context: Mapping[str, Json]) -> Json:
-        """A copy of `template` with every ``{{ CEL }}`` in its strings replaced, in one round trip at most.
+        """`template` with every ``{{ CEL }}`` in its strings replaced, in one round trip; itself when there are none.
 
         A string that is exactly one template becomes the value with its type; inside a longer string the value becomes
         text: a string as it is, null as nothing, everything else as compact JSON.
         """
-        sources = list(dict.fromkeys(source for _, source in expressions_in(template)))
+        try:
+            sources = list(dict.fromkeys(source for _, source in expressions_in(template)))
+        except ExpressionInvalid as error:
+            raise ExpressionFailed(error.detail) from None
         if not sources:
-            return mapped(template, lambda text: filled(text, {}))
+            return template
         results = self._evaluate(sources, context)
         values = {source: value for source, (value, _) in zip(sources, results, strict=True)}
         return mapped(template, lambda text: filled(text, values))
@@ -115,14 +123,12 @@ class Evaluator:
 
     def _check_group(self, group: Sequence[tuple[str, str, Use]]) -> list[Fault]:
         try:
-            answers = json.loads(self._pool.call(_encode(["check", [source for _, source, _ in group]]).encode()))
-        except EvaluatorDied as error:
+            answers = self._call(_encode(["check", [source for _, source, _ in group]]).encode(errors="replace"))
+        except _Exhausted as error:
             if len(group) == 1:
-                return [Fault(group[0][0], self._death(error))]
+                return [Fault(group[0][0], str(error))]
             # One of them is a bomb. Ask singly, and stop at the first: the rest is told after that one is mended.
             return next((faults for item in group if (faults := self._check_group([item]))), [])
-        if answers == ["memory"]:
-            return [Fault(place, "the expression needs too much memory to compile") for place, _, _ in group[:1]]
         return [
             Fault(place, problem)
             for (place, source, use), answer in zip(group, answers, strict=True)
@@ -133,22 +139,30 @@ class Evaluator:
         """(value, CEL type name) for each source; raises for the first that has none."""
         for source in sources:
             if (problem := _oversized(source)) is not None:
-                raise ExpressionInvalid([Fault("", problem)])
-        request = _request(sources, context)
+                raise ExpressionFailed(f"{_short(source)}: {problem}")
         try:
-            answers = json.loads(self._pool.call(request))
-        except EvaluatorDied as error:
-            raise ExpressionFailed(f"{_short(sources[0])}: {self._death(error)}") from None
-        if answers[0] == "memory":
-            raise ExpressionFailed(f"{_short(sources[0])}: the expression needs too much memory")
-        if answers[0] == "large":
-            raise ExpressionFailed(f"{_short(sources[0])}: the result is larger than 256 KiB")
+            answers = self._call(_request(sources, context))
+        except _Exhausted as error:
+            raise ExpressionFailed(f"{_short(sources[0])}: {error}") from None
         return [_result(source, answer, context) for source, answer in zip(sources, answers, strict=True)]
 
-    def _death(self, error: EvaluatorDied) -> str:
-        if error.slow:
-            return f"the expression took longer than {self._deadline // timedelta(milliseconds=1)} ms"
-        return "the expression crashed its evaluator"
+    def _call(self, request: bytes) -> list[Json]:
+        """The answers to one request, one for each source. Raises _Exhausted."""
+        try:
+            answers: list[Json] = json.loads(self._pool.call(request))
+        except EvaluatorDied as error:
+            limit = self._deadline // timedelta(milliseconds=1)
+            sentence = f"the expression took longer than {limit} ms" if error.slow else "the evaluator crashed on it"
+            raise _Exhausted(sentence) from None
+        if answers == ["memory"]:
+            raise _Exhausted("the expression needs too much memory")
+        if answers == ["large"]:
+            raise _Exhausted("the result is larger than 256 KiB")
+        return answers
+
+
+class _Exhausted(Exception):
+    """A call passed a limit of its evaluator; the text is the sentence for the tenant."""
 
 
 def _result(source: str, answer: Sequence[Json], context: Mapping[str, Json]) -> tuple[Json, str]:
@@ -156,7 +170,7 @@ def _result(source: str, answer: Sequence[Json], context: Mapping[str, Json]) ->
         case ["value", value, type_name]:
             return value, type_name
         case ["invalid", message]:
-            raise ExpressionInvalid([Fault("", _compiler_message(message))])
+            raise ExpressionFailed(f"{_short(source)}: {_compiler_message(message)}")
     message = str(answer[1])
     missing = re.search(r'Key not found in map : "(.*)"', message)
     found = dead_end(source, context, key=missing[1] if missing else None) if _about_a_path(message) else None
