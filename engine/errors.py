@@ -2,6 +2,7 @@
 
     FairlaneError                    code, status, retryable
     +-- ConfigurationError           the process may not start: one sentence for each fault
+    +-- BadRequest              400  a request that cannot be understood
     +-- InvalidInput            422  faults: (pointer, message) for each place that is wrong
     |   +-- ExpressionInvalid   422  a CEL expression or template that does not compile
     +-- Unauthenticated         401
@@ -61,6 +62,11 @@ class ConfigurationError(FairlaneError):
     """The environment is missing something, or holds a bad value. The detail has one sentence per variable."""
 
     code = "configuration"
+
+
+class BadRequest(FairlaneError):
+    code = "bad_request"
+    status = 400
 
 
 class InvalidInput(FairlaneError):
