@@ -28,6 +28,7 @@ class StopRank(IntEnum):
     POSTGRES = 5
 
 
+CELERY_ON_ROOT = "ignore:You're running the worker with superuser privileges"
 WORKER_GRACE = 25.0
 """Seconds that a worker gets to finish what it runs; what it does not finish is run again by another."""
 WORKER_QUICK = signal.SIGQUIT
@@ -48,7 +49,9 @@ def configured(data: Path) -> Settings:
 def environment(**more: str) -> dict[str, str]:
     """The environment of a child process, which finds the project's modules wherever it was started."""
     path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
-    return {**os.environ, "PYTHONPATH": path, **more}
+    # Celery warns root in twenty lines at each start; in containers root is common, and only JSON is accepted.
+    warnings = ",".join(part for part in (os.environ.get("PYTHONWARNINGS", ""), CELERY_ON_ROOT) if part)
+    return {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": warnings, **more}
 
 
 def worker(number: int, *, concurrency: int) -> tuple[str, ...]:
@@ -65,7 +68,7 @@ def worker_is_ready(line: str) -> bool:
 
 def beat() -> tuple[str, ...]:
     """A stock Celery beat. It keeps no state of its own: what is due is decided by rows in Postgres."""
-    return _celery("beat", "-S", "celery.beat:Scheduler", "--pidfile=", "-l", "WARNING")
+    return _celery("beat", "--pidfile=", "-l", "WARNING")
 
 
 def api(host: str, port: int) -> tuple[str, ...]:
@@ -81,7 +84,7 @@ def receiver(port: int) -> tuple[str, ...]:
 
 
 def _celery(*words: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "celery", "-A", "tasks", *words)
+    return (sys.executable, "-m", "celery", "-q", "-A", "tasks", *words)
 
 
 def require_free(host: str, port: int) -> None:

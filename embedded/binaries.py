@@ -60,7 +60,7 @@ def postgres_home(user: Account | None) -> Path:
     home = package / "pginstall18"
     if user is not None:
         home = reachable_for(user, home)
-    _check_runs(home / "bin" / "postgres", "Postgres")
+    check_runs(home / "bin" / "postgres", "Postgres")
     return home
 
 
@@ -69,7 +69,7 @@ def redis_binary() -> Path:
     for package, place in REDIS_PROGRAMS.items():
         if home := _folder(package):
             for program in sorted(home.glob(place)):
-                _check_runs(program, "Redis")
+                check_runs(program, "Redis")
                 return program
     raise ConfigurationError(f"The embedded Redis is not installed (package {' or '.join(REDIS_PROGRAMS)}). {INSTEAD}.")
 
@@ -98,7 +98,8 @@ def _folder(package: str) -> Path | None:
     return Path(next(iter(places))) if places else None
 
 
-def _check_runs(program: Path, product: str) -> None:
+def check_runs(program: Path, product: str) -> None:
+    """Raise ConfigurationError when `program` cannot be executed here."""
     try:
         run = subprocess.run([str(program), "--version"], capture_output=True, text=True, check=False, cwd="/")
     except OSError as error:
