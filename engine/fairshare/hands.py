@@ -84,12 +84,13 @@ class Ack:
 
 
 class Hands:
-    """See the module. `lease` is in seconds; `clock` is monotonic."""
+    """See the module. `lease` is in seconds, `interval` those between two runs of the keeper; `clock` is monotonic."""
 
     def __init__(
         self, pool: ConnectionPool, *, lease: float = 30.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.lease = lease
+        self.interval = min(1.0, lease / 6)
         self.consumer = f"{os.uname().nodename}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.counters: Counter[str] = Counter()
         self.queues: set[Keys] = set()
@@ -269,7 +270,7 @@ class Hands:
     def _reap(self) -> tuple[int, float | None]:
         reaped, due = 0, []
         for keys in list(self.queues):
-            grace = self.lease / 3 + 2
+            grace = self.lease / 3 + 2 * self.interval
             count, due_in = self._tending.call(operation("reap", keys, "", self.lease, grace, 100))[0]
             reaped += count
             if due_in:

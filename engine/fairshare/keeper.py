@@ -22,9 +22,6 @@ from engine.fairshare.hands import Hands
 
 logger = logging.getLogger("fairlane.fairshare")
 
-INTERVAL = 1.0
-"""Seconds between two runs, unless a throttled lane is due earlier."""
-
 _all: dict[Hashable, Hands] = {}
 _lock = threading.Lock()
 
@@ -60,7 +57,7 @@ def counters() -> dict[str, int]:
 
 def _loop(hands: Hands, pid: int) -> None:
     broken = False
-    pause = INTERVAL
+    pause = hands.interval
     while os.getpid() == pid:
         hands.planned = time.monotonic() + pause
         hands.wake.wait(pause)
@@ -70,13 +67,13 @@ def _loop(hands: Hands, pid: int) -> None:
         except (RedisError, OSError) as error:
             if not broken:
                 logger.warning("cannot look after what is in hand: %s; trying again", error)
-            broken, pause = True, INTERVAL
+            broken, pause = True, hands.interval
             continue
         except Exception:
             logger.exception("looking after what is in hand failed; trying again")
             continue
         broken = False
-        pause = INTERVAL if tended.due_in is None else min(max(tended.due_in, 0.001), INTERVAL)
+        pause = hands.interval if tended.due_in is None else min(max(tended.due_in, 0.001), hands.interval)
         if tended.lost:
             logger.warning(
                 "%d leases ran out while their messages were in hand; their acks will change nothing", tended.lost

@@ -71,7 +71,8 @@ class FairMessage(virtual.Message):
 
     def ack(self, multiple: bool = False) -> None:
         if (self.undecodable or self.errors) and self.channel.holds(self.delivery_tag):
-            self.reject()
+            self.channel.qos.set_aside(self.delivery_tag, f"undecodable: {self.undecodable or self.errors[0][1]!r}")
+            self._state = "REJECTED"
         else:
             super().ack(multiple=multiple)
 
@@ -97,11 +98,17 @@ class FairQoS(redis.QoS):
         if not self._is_fair(delivery_tag):
             super().reject(delivery_tag, requeue=requeue)
             return
+        if not requeue:
+            self.set_aside(delivery_tag, "rejected")
+            return
         try:
-            if requeue:
-                self.channel.hands.requeue(delivery_tag)
-            else:
-                self.channel.hands.set_aside(delivery_tag, "rejected")
+            self.channel.hands.requeue(delivery_tag)
+        finally:
+            virtual.QoS.ack(self, delivery_tag)
+
+    def set_aside(self, delivery_tag: str, reason: str) -> None:
+        try:
+            self.channel.hands.set_aside(delivery_tag, reason)
         finally:
             virtual.QoS.ack(self, delivery_tag)
 
@@ -117,7 +124,8 @@ class FairQoS(redis.QoS):
             super().restore_visible(*args, **kwargs)
 
     def _is_fair(self, delivery_tag: str) -> bool:
-        return delivery_tag in self._delivered and self._delivered[delivery_tag] is None
+        """Also after the channel was closed: then `Hands` still has the message."""
+        return self.channel.holds(delivery_tag) or self._delivered.get(delivery_tag, self) is None
 
     @property
     def credit(self) -> int:

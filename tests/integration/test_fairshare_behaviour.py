@@ -37,7 +37,7 @@ class Broker:
 def broker(request: pytest.FixtureRequest, redis_url: str) -> Broker:
     kind = str(request.param)
     url = redis_url if kind == "stock" else f"fair{redis_url}"
-    options: dict[str, Any] = {} if kind == "stock" else {"fair_queues": ["runs"]}
+    options: dict[str, Any] = {"polling_interval": 0.1} | ({} if kind == "stock" else {"fair_queues": ["runs"]})
     if kind == "fair-with-prefix":
         options["global_keyprefix"] = "fl:"
     return Broker(url, "runs" if kind.startswith("fair") else "plain", options)

@@ -1,0 +1,67 @@
+"""Real Celery workers, killed, stopped and cut off. `bench/faults.py` runs the same faults in large numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import faults
+from bench.faults import Ground
+
+
+@pytest.fixture
+def ground(tmp_path: Path) -> Iterator[Ground]:
+    with Ground(tmp_path, lease=1.5) as ground:
+        yield ground
+
+
+def test_a_killed_worker_loses_nothing_and_its_work_runs_again_soon(ground: Ground) -> None:
+    result = faults.kill_at_random(ground, kills=5)
+    assert result.lost == 0
+    assert len(result.again) == result.hit
+    assert result.at(1.0) < ground.lease + 5
+    assert ground.settle() == []
+
+
+def test_a_ticket_lost_between_pop_and_claim_delays_nothing(ground: Ground) -> None:
+    assert faults.ticket_lost_with_its_worker(ground) < 2
+
+
+@pytest.mark.parametrize("request_", ["claim", "BRPOP"])
+def test_a_worker_killed_while_a_reply_is_held_back_loses_nothing(ground: Ground, request_: str) -> None:
+    assert faults.reply_held_back(ground, request_) < ground.lease + 8
+    assert ground.settle() == []
+
+
+def test_poison_is_set_aside_and_the_worker_goes_on(ground: Ground) -> None:
+    set_aside, alive = faults.poison(ground)
+    assert alive
+    assert set_aside == 7
+    reasons = {message.reason.split(":")[0] for message in ground.lanes.set_aside()}
+    assert reasons == {"not a message", "rejected", "undecodable"}
+
+
+def test_a_publish_whose_reply_is_lost_is_one_message(ground: Ground) -> None:
+    assert faults.publish_reply_lost(ground) == 1
+
+
+def test_a_task_several_leases_long_is_delivered_once(ground: Ground) -> None:
+    assert faults.longer_than_its_lease(ground, leases=3) == 1
+
+
+def test_a_worker_stopped_past_its_lease_harms_nothing_when_it_goes_on(ground: Ground) -> None:
+    starts, late, broken = faults.stopped_past_its_lease(ground)
+    assert (starts, late, broken) == (2, 1, [])
+
+
+def test_what_is_in_hand_is_registered_again_after_redis_lost_everything(ground: Ground) -> None:
+    registered, twice, broken = faults.redis_restarted_empty(ground)
+    assert (registered, twice, broken) == (8, 0, [])
+
+
+def test_consumption_goes_on_after_every_connection_drop(ground: Ground) -> None:
+    worst, starts = faults.connections_dropped(ground, drops=6)
+    assert starts == 1
+    assert worst < 5
