@@ -13,6 +13,7 @@ while they were idle are replaced unseen.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -47,10 +48,14 @@ _ACT = "SELECT set_config('role', %s, true), set_config('app.tenant_id', %s, tru
 _LOST = (psycopg.OperationalError, psycopg.InterfaceError, exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
 
 
+_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+"""An escaped NUL; behind an odd number of backslashes it is only text that looks like one."""
+
+
 def dump_json(value: Any) -> str:
     """Compact JSON text that jsonb takes: NUL becomes U+FFFD, infinities and NaN become null."""
     text = pydantic_core.to_json(value, inf_nan_mode="null").decode()
-    return text.replace("\\u0000", "\ufffd") if "\\u0000" in text else text
+    return _NUL.sub("\\1\ufffd", text) if "\\u0000" in text else text
 
 
 psycopg_json.set_json_dumps(dump_json)
@@ -67,7 +72,9 @@ class Session:
         self._connection = connection
         self._after_commit: list[Callable[[], None]] = []
 
-    def execute(self, statement: sqlalchemy.Executable, parameters: Any = None) -> sqlalchemy.CursorResult[*tuple[Any, ...]]:
+    def execute(
+        self, statement: sqlalchemy.Executable, parameters: Any = None
+    ) -> sqlalchemy.CursorResult[*tuple[Any, ...]]:
         """Run a SQLAlchemy Core statement."""
         return self._connection.execute(statement, parameters)
 
