@@ -115,3 +115,62 @@ FROM (
 ) due
 WHERE r.tenant_id = due.tenant_id AND r.id = due.id
 RETURNING r.tenant_id, r.id, r.workflow_id, r.priority, r.status, r.attempt;
+
+-- name: caller_by_user
+-- Why outer joins: no row means no such user, a row without a role means no member; the caller is told which.
+SELECT u.email, m.role, t.status AS tenant_status, t.name AS tenant_name
+FROM users u
+LEFT JOIN tenants t ON t.id = :tenant_id AND t.status <> 'deleted'
+LEFT JOIN memberships m ON m.tenant_id = t.id AND m.user_id = u.id
+WHERE u.id = :user_id;
+
+-- name: caller_by_key
+-- Why one statement: every request with a key makes it, and once a minute it also notes that the key is in use.
+WITH found AS (
+    SELECT k.id, k.tenant_id, k.scopes, k.last_used_at, t.status AS tenant_status, t.name AS tenant_name
+    FROM api_keys k JOIN tenants t ON t.id = k.tenant_id AND t.status <> 'deleted'
+    WHERE k.secret_hash = :secret_hash AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
+), used AS (
+    UPDATE api_keys k SET last_used_at = now() FROM found
+    WHERE k.id = found.id AND (found.last_used_at IS NULL OR found.last_used_at < now() - interval '1 minute')
+)
+SELECT id, tenant_id, scopes, tenant_status, tenant_name FROM found;
+
+-- name: advance_triggers
+-- Why one statement: a batch of due triggers is moved on in the transaction that fired it.
+UPDATE triggers t SET
+    next_fire_at = d.next_fire_at,
+    last_fired_at = coalesce(d.last_fired_at, t.last_fired_at),
+    paused_reason = d.paused_reason
+FROM unnest(:tenant_ids::text[], :workflow_ids::text[], :next_fire_ats::timestamptz[], :last_fired_ats::timestamptz[],
+            :paused_reasons::text[]) AS d (tenant_id, workflow_id, next_fire_at, last_fired_at, paused_reason)
+WHERE t.tenant_id = d.tenant_id AND t.workflow_id = d.workflow_id;
+
+-- name: webhook_target
+-- Why one statement: all that a request must be checked against, the key of its secret included.
+SELECT w.id, w.is_active, w.inactive_reason, t.type, t.config -> 'sealed' AS sealed, k.master_key_id, k.wrapped
+FROM workflows w
+LEFT JOIN triggers t ON t.tenant_id = w.tenant_id AND t.workflow_id = w.id
+LEFT JOIN data_keys k ON k.tenant_id = t.tenant_id AND k.version = (t.config -> 'sealed' ->> 'key_version')::int
+WHERE w.tenant_id = :tenant_id AND w.id = :workflow_id AND w.deleted_at IS NULL;
+
+-- name: remember_items
+-- Why one statement: of the items that a poll found, those never seen before, remembered as they are returned.
+INSERT INTO poll_items (tenant_id, workflow_id, item_id)
+SELECT :tenant_id, :workflow_id, item_id FROM unnest(:item_ids::text[]) AS item_id
+ON CONFLICT DO NOTHING
+RETURNING item_id;
+
+-- name: credential_uses
+-- Why: before a credential goes; only current versions count, and a step that names none counts while it is the only one.
+SELECT w.id, w.name
+FROM workflows w
+JOIN workflow_versions v ON v.tenant_id = w.tenant_id AND v.workflow_id = w.id AND v.version = w.version
+WHERE w.deleted_at IS NULL AND EXISTS (
+    SELECT 1 FROM jsonb_array_elements(v.definition -> 'steps') step
+    WHERE step ->> 'credential' = :name
+       OR (step ->> 'credential' IS NULL AND step ->> 'action' = ANY (:actions::text[])
+           AND (SELECT count(*) FROM credentials c WHERE c.service_name = :service) = 1)
+)
+ORDER BY w.name, w.id
+LIMIT 20;

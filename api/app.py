@@ -1,0 +1,72 @@
+"""The application: `create_app` puts routes, errors and limits together over the engine's services.
+
+``uvicorn api.app:create_app --factory`` serves it; the services are then those of the process, made from the
+environment. Endpoints are plain functions in a thread pool that is as large as the connection pool, so that no thread
+waits for a connection that a waiting thread holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import FastAPI
+
+from api import problems
+from api.auth import require_permissions
+from api.edge import Edge
+from api.routes import auth, catalog, credentials, health, runs, tenants
+from api.services import Services
+from api.throttle import Throttle
+
+ROUTERS = (auth, tenants, credentials, runs, catalog, health)
+
+DESCRIPTION = """
+Send `Authorization: Bearer` with a login token (`POST /api/auth/login`) or an API key (`fl_...`).
+Errors are RFC 9457 problem documents with a stable `code`. Lists come in pages: `items` and `next_cursor`.
+"""
+
+
+def create_app(services: Services | None = None) -> FastAPI:
+    """The application over `services`, or over those of this process."""
+    if services is None:
+        import tasks
+
+        services = tasks.services()
+    settings = services.settings
+    app = FastAPI(
+        title="Fairlane",
+        version=_version(),
+        description=DESCRIPTION,
+        openapi_url="/api/openapi.json",
+        docs_url="/api/docs",
+        swagger_ui_oauth2_redirect_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+    )
+    app.state.services = services
+    app.state.throttle = Throttle(settings.redis_url)
+    app.state.hashers = CapacityLimiter(auth.HASHERS)
+    app.add_middleware(Edge, webhook_limit=settings.webhook_max_bytes, https=settings.public_url.startswith("https://"))
+    problems.install(app)
+    for module in ROUTERS:
+        app.include_router(module.router)
+    require_permissions(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    services: Services = app.state.services
+    to_thread.current_default_thread_limiter().total_tokens = services.settings.database_pool_size * 2
+    yield
+
+
+def _version() -> str:
+    try:
+        return version("fairlane")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0"

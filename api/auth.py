@@ -1,0 +1,142 @@
+"""Who is calling: login tokens, API keys, and the permission that each route asks for.
+
+Routes are closed unless they stand in `OPEN`: `api.wire.Route` authenticates before it reads a byte of the body, and
+`require_permissions` refuses to start an app with a route that neither is open nor names its permission with `may`.
+Whatever is wrong with a token (forged, expired, another algorithm, no expiry) is a 401 that says what to do.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import jwt
+from fastapi import Depends, FastAPI, Request
+from fastapi.routing import iter_route_contexts
+
+from api.services import Services
+from engine import tenancy
+from engine.db import TenantSession
+from engine.errors import Forbidden, Unauthenticated
+from engine.permissions import Permission
+from engine.settings import Settings
+from engine.tenancy import KEY_MARK, Principal
+
+ALGORITHM = "HS256"
+
+OPEN = frozenset(
+    {
+        ("GET", "/healthz"),
+        ("GET", "/readyz"),
+        ("GET", "/metrics"),
+        ("GET", "/api/openapi.json"),
+        ("GET", "/api/docs"),
+        ("GET", "/api/workflow-schema"),
+        ("POST", "/api/auth/register"),
+        ("POST", "/api/auth/login"),
+        ("POST", "/api/webhooks/{workflow_id}"),
+    }
+)
+"""The routes that anybody may call. A webhook checks its own signature."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An authenticated request: the parts of the engine, and who is calling."""
+
+    services: Services
+    principal: Principal
+
+    def transaction(self) -> AbstractContextManager[TenantSession]:
+        """The one transaction of the request, bound to the caller's organization."""
+        return self.services.database.tenant(self.principal.tenant_id)
+
+    @property
+    def user_id(self) -> str:
+        """The person who calls. Raises Forbidden when it is an API key, which stands for no person."""
+        if self.principal.user_id is None:
+            raise Forbidden("An API key cannot do this; log in as a person.", code="needs_person")
+        return self.principal.user_id
+
+
+def issue_token(settings: Settings, *, user_id: str, tenant_id: str) -> str:
+    """A login token for one organization."""
+    now = datetime.now(UTC)
+    claims = {"user_id": user_id, "tenant_id": tenant_id, "iat": now, "exp": now + settings.token_ttl}
+    return jwt.encode(claims, settings.secret_key.get_secret_value(), algorithm=ALGORITHM)
+
+
+def authenticate(services: Services, *, authorization: str | None, tenant_id: str | None) -> Principal:
+    """Who sends these headers; `tenant_id` is ``X-Tenant-ID``. Raises Unauthenticated, Forbidden ``not_a_member``."""
+    scheme, _, credential = (authorization or "").partition(" ")
+    credential = credential.strip()
+    if scheme.lower() != "bearer" or not credential:
+        raise Unauthenticated("Send the header Authorization: Bearer with a login token or an API key.")
+    if credential.startswith(KEY_MARK):
+        return _key_holder(services, credential, tenant_id)
+    user, home = _claims(services.settings, credential)
+    with services.database.system() as session:
+        return tenancy.caller_by_token(session, user_id=user, tenant_id=tenant_id or home)
+
+
+def _key_holder(services: Services, secret: str, tenant_id: str | None) -> Principal:
+    with services.database.system() as session:
+        principal = tenancy.caller_by_key(session, secret)
+    if tenant_id and tenant_id != principal.tenant_id:
+        raise Forbidden(f"This API key is not one of the organization {tenant_id}.", code="not_a_member")
+    return principal
+
+
+def _claims(settings: Settings, token: str) -> tuple[str, str]:
+    """The user and organization that a genuine token names."""
+    try:
+        claims = jwt.decode(
+            token, settings.secret_key.get_secret_value(), algorithms=[ALGORITHM], options={"require": ["exp"]}
+        )
+    except jwt.ExpiredSignatureError:
+        raise Unauthenticated("The token has expired; log in again.", code="token_expired") from None
+    except jwt.InvalidTokenError:
+        raise Unauthenticated("The token is not valid; log in again.", code="invalid_token") from None
+    for claim in ("tenant_id", "user_id"):
+        if not isinstance(claims.get(claim), str) or not claims[claim]:
+            raise Unauthenticated(f"Invalid {claim} in token", code="invalid_token")
+    return claims["user_id"], claims["tenant_id"]
+
+
+class _May:
+    """The dependency that lets a call through when it has the permission."""
+
+    def __init__(self, permission: Permission) -> None:
+        self.permission = permission
+
+    async def __call__(self, request: Request) -> Call:
+        call: Call = request.state.call  # set by Route; without it the request fails, closed
+        if self.permission not in call.principal.permissions:
+            have = (
+                f"role {call.principal.role}" if call.principal.role else f"scopes {', '.join(call.principal.scopes)}"
+            )
+            raise Forbidden(f"This needs the permission {self.permission}, which the {have} does not give.")
+        return call
+
+
+def may(permission: Permission) -> Any:
+    """``Annotated[Call, may(Permission.X)]``: the parameter by which a route gets its call and names its permission."""
+    return Depends(_May(permission))
+
+
+def permission_of(route: Any) -> Permission | None:
+    """The permission that a route asks for."""
+    for dependency in getattr(getattr(route, "dependant", None), "dependencies", ()):
+        if isinstance(dependency.call, _May):
+            return dependency.call.permission
+    return None
+
+
+def require_permissions(app: FastAPI) -> None:
+    """Refuse an app in which a route is neither open nor asks for a permission."""
+    for route in iter_route_contexts(app.routes):
+        for method in (route.methods or set()) - {"HEAD"}:
+            if (method, route.path) not in OPEN and permission_of(route) is None:
+                raise RuntimeError(f"{method} {route.path} has no permission: use api.auth.may, or list it in OPEN")

@@ -1,0 +1,124 @@
+"""What surrounds every request: its id, the limits on what is read, headers that browsers obey, the last resort.
+
+The id comes from ``X-Request-ID`` when a proxy in front gave one, and stands in the answer, in every log line of the
+request and in every problem document. A body that is too large is refused before it is read, or as soon as it has
+become too large. What no handler foresaw is answered here with a 500 that tells nothing.
+"""
+
+from __future__ import annotations
+
+import re
+
+import structlog
+from fastapi import Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.problems import Problem, unforeseen
+from engine import ids
+
+BODY_LIMIT = 2 * 1024 * 1024
+WEBHOOKS = "/api/webhooks/"
+DOCS = "/api/docs"
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_POLICY = "default-src 'none'; frame-ancestors 'none'"
+_DOCS_POLICY = (
+    "default-src 'none'; frame-ancestors 'none'; connect-src 'self'; img-src 'self' data: https://fastapi.tiangolo.com;"
+    " script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' https://cdn.jsdelivr.net"
+)
+_HSTS = "max-age=31536000; includeSubDomains"
+
+
+class Edge:
+    """The outermost middleware. `https` says that callers reach the API over TLS."""
+
+    def __init__(self, app: ASGIApp, *, webhook_limit: int, https: bool) -> None:
+        self._app = app
+        self._webhook_limit = webhook_limit
+        self._https = https
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else ids.new_id("req")
+        scope["fairlane.request_id"] = request_id
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        exchange = _Exchange(scope, receive, send, limit=self._limit(scope), headers=self._headers(scope, request_id))
+        await exchange.run(self._app)
+
+    def _limit(self, scope: Scope) -> int:
+        return self._webhook_limit if scope["path"].startswith(WEBHOOKS) else BODY_LIMIT
+
+    def _headers(self, scope: Scope, request_id: str) -> dict[str, str]:
+        policy = _DOCS_POLICY if scope["path"] == DOCS else _POLICY
+        headers = {**_HEADERS, "Content-Security-Policy": policy, "X-Request-ID": request_id}
+        return {**headers, "Strict-Transport-Security": _HSTS} if self._https else headers
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, limit: int, headers: dict[str, str]) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._limit = limit
+        self._headers = headers
+        self._read = 0
+        self._started = False
+
+    async def run(self, app: ASGIApp) -> None:
+        refused = self._refused()
+        if refused is not None:
+            await refused(self._scope, self._receive, self.send)
+            return
+        try:
+            await app(self._scope, self.receive, self.send)
+        except Exception as error:
+            answer = unforeseen(Request(self._scope), error)
+            if not self._started:
+                await answer(self._scope, self._receive, self.send)
+
+    def _refused(self) -> Problem | None:
+        length = Headers(scope=self._scope).get("content-length", "")
+        if length.isdecimal() and int(length) > self._limit:
+            # The connection ends with it: nobody wants to read the rest.
+            close = {"Connection": "close"}
+            return Problem(413, "too_large", self._too_large(), headers=close, request_id=self._request_id)
+        if "\0" in self._scope["path"] or b"%00" in self._scope["query_string"]:
+            detail = "The address holds a NUL character, which no name or id contains."
+            return Problem(400, "bad_request", detail, request_id=self._request_id)
+        return None
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._read += len(message.get("body", b""))
+        if self._read > self._limit:
+            raise HTTPException(413, self._too_large())
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._started = True
+            headers = MutableHeaders(scope=message)
+            for name, value in self._headers.items():
+                headers.setdefault(name, value)
+        await self._send(message)
+
+    def _too_large(self) -> str:
+        return f"The body is larger than {self._limit:,} bytes."
+
+    @property
+    def _request_id(self) -> str:
+        return str(self._scope["fairlane.request_id"])

@@ -1,0 +1,138 @@
+"""Every error as an RFC 9457 problem document: ``type, title, status, detail``, a stable ``code``, the request's id.
+
+A fault of the input also has ``errors``, each with the JSON pointer of the place and a sentence. What may be repeated
+says when in ``Retry-After``. An error that nobody foresaw tells its request id and nothing else; the log has the rest.
+"""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from engine.errors import FairlaneError, Fault, InvalidInput, QuotaExceeded, Unavailable
+from engine.templates import pointer
+
+MEDIA_TYPE = "application/problem+json"
+UNAVAILABLE_RETRY = timedelta(seconds=2)
+
+log = structlog.get_logger(__name__)
+
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
+_WHOLE_BODY_MISSING = "a JSON object is needed as the body; send it with Content-Type: application/json"
+
+
+class Problem(JSONResponse):
+    """A problem document; `more` are further members."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(
+        self, status: int, code: str, detail: str, *, headers: Mapping[str, str] | None = None, **more: Any
+    ) -> None:
+        document = {
+            "type": f"urn:fairlane:problem:{code}",
+            "title": code.replace("_", " ").capitalize(),
+            "status": status,
+            "detail": detail,
+            "code": code,
+            **more,
+        }
+        super().__init__(document, status_code=status, headers=dict(headers or {}))
+
+
+def install(app: FastAPI) -> None:
+    """Let `app` answer every kind of error this way."""
+    app.add_exception_handler(FairlaneError, _ours)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(HTTPException, _http)
+
+
+async def _ours(request: Request, error: Exception) -> Problem:
+    assert isinstance(error, FairlaneError)  # noqa: S101 - registered for it
+    status = error.http_status if isinstance(error, QuotaExceeded) else error.status
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, Unavailable):
+        log.error("request_failed", error=type(error).__name__, code=error.error_code, reason=error.detail)
+    more: dict[str, Any] = {key: value for key, value in error.extra.items() if key != "retry_after"}
+    if isinstance(error, InvalidInput):
+        more["errors"] = _errors(error.faults)
+    return _problem(request, status, error.error_code, error.detail, headers=_headers(error, status), more=more)
+
+
+def _headers(error: FairlaneError, status: int) -> dict[str, str]:
+    if status == HTTPStatus.UNAUTHORIZED:
+        return {"WWW-Authenticate": "Bearer"}
+    wait = error.retry_after if isinstance(error, QuotaExceeded) else None
+    if isinstance(error, Unavailable):
+        wait = UNAVAILABLE_RETRY
+    return {"Retry-After": str(max(1, math.ceil(wait.total_seconds())))} if wait is not None else {}
+
+
+async def _validation(request: Request, error: Exception) -> Problem:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
+    faults = [_fault(item) for item in error.errors()]
+    detail = "; ".join(map(str, faults))
+    return _problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_input", detail, more={"errors": _errors(faults)})
+
+
+def _fault(item: Mapping[str, Any]) -> Fault:
+    """One of pydantic's errors. It may name what was expected, never what was sent: that may be a secret."""
+    where, *path = item["loc"]
+    if where == "body" and not path:
+        return Fault("", _WHOLE_BODY_MISSING)
+    place = ""
+    for part in path:
+        place = pointer(place, part)
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        message = "this field is not known here"
+    elif item["type"] == "missing":
+        message = "this field is required"
+    return Fault(place, message[:1].lower() + message[1:])
+
+
+async def _http(request: Request, error: Exception) -> Problem:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
+    details = {
+        404: f"There is nothing at {request.url.path}; /api/docs lists what there is.",
+        405: f"{request.method} is not possible on {request.url.path}.",
+    }
+    usual = _CODES.get(error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_"))
+    code = getattr(error, "code", usual)
+    standard = error.detail == HTTPStatus(error.status_code).phrase
+    detail = details.get(error.status_code, error.detail) if standard else error.detail
+    return _problem(request, error.status_code, code, detail, headers=error.headers)
+
+
+def unforeseen(request: Request, error: Exception) -> Problem:
+    """For what no handler knows. The log gets the frames and not the message, which may quote what was sent."""
+    frames = "".join(traceback.format_tb(error.__traceback__)[-12:])
+    log.error("request_failed", error=type(error).__name__, method=request.method, path=request.url.path, frames=frames)
+    detail = "Something went wrong on our side. Tell the operator the request id; the log has more under it."
+    return _problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail)
+
+
+def _problem(
+    request: Request,
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> Problem:
+    request_id = request.scope.get("fairlane.request_id")
+    return Problem(int(status), code, detail, headers=headers, **{**(more or {}), "request_id": request_id})
+
+
+def _errors(faults: Iterable[Fault]) -> Sequence[Mapping[str, str]]:
+    return [{"pointer": fault.pointer, "detail": fault.message} for fault in faults]

@@ -1,0 +1,76 @@
+"""Credentials of the organization: shared by its workflows, managed by its admins, shown to nobody."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from api.auth import Call, may
+from api.paging import Page
+from api.schemas import Credential, CredentialBody, CredentialRotation, Listed
+from api.wire import Route
+from engine import connections
+from engine.errors import Fault, InvalidInput
+from engine.permissions import Permission
+from engine.repository import credentials as stored
+
+router = APIRouter(route_class=Route, prefix="/api/credentials", tags=["credentials"])
+
+Reader = Annotated[Call, may(Permission.CREDENTIALS_READ)]
+Writer = Annotated[Call, may(Permission.CREDENTIALS_WRITE)]
+
+
+@router.get("", response_model=Listed[Credential])
+def list_credentials(call: Reader, page: Page) -> Any:
+    """What there is, without any secret."""
+    after = page.after(str)
+    with call.transaction() as session:
+        rows = stored.listed(session, after=after, limit=page.fetch)
+    return page.page(rows, lambda row: [row["id"]])
+
+
+@router.post("", status_code=201, response_model=Credential)
+def create(body: CredentialBody, call: Writer) -> Any:
+    """Store a secret for workflows to use. Its data is checked against the service's schema of GET /api/actions."""
+    connections.check(body.data, call.services.actions.credential_schema(body.service))
+    with call.transaction() as session:
+        return connections.create(
+            session,
+            call.services.vault,
+            service=body.service,
+            name=body.name or body.service,
+            data=body.data,
+            user_id=call.principal.user_id,
+        )
+
+
+@router.put("/{credential_id}", response_model=Credential)
+def rotate(credential_id: str, body: CredentialRotation, call: Writer) -> Any:
+    """Replace the secret; name and service stay. Steps that begin from now on use the new one."""
+    with call.transaction() as session:
+        row = connections.get(session, credential_id)
+        for field in ("service", "name"):
+            if getattr(body, field) not in (None, row[field]):
+                raise InvalidInput(
+                    [Fault(f"/{field}", f"is {row[field]!r} and cannot change; make another credential")]
+                )
+        connections.check(body.data, call.services.actions.credential_schema(row["service"]))
+        return connections.replace(session, call.services.vault, credential_id, body.data)
+
+
+@router.delete("/{credential_id}", status_code=204)
+def delete(
+    credential_id: str,
+    call: Writer,
+    force: Annotated[bool, Query(description="Delete it although workflows use it.")] = False,
+) -> None:
+    """Remove it; refused while a workflow uses it, unless forced."""
+    with call.transaction() as session:
+        row = connections.get(session, credential_id)
+        users = [
+            action.name
+            for action in call.services.actions.values()
+            if action.service == row["service"] and action.credential_required
+        ]
+        connections.delete(session, credential_id, actions=users, force=force)

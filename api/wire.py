@@ -1,0 +1,94 @@
+"""The route class of the API: authenticates before anything is read, and reads JSON strictly.
+
+Strictly: no NaN or Infinity, no half surrogate pairs, nesting within bounds; a syntax error is a 400 that names line
+and column. A workflow may be sent as YAML too: the text becomes the field ``definition`` of the body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pydantic_core
+from fastapi import Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.routing import APIRoute
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+
+from api.auth import OPEN, Call, authenticate
+from api.services import Services
+
+JSON = "application/json"
+YAML = frozenset({"application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml"})
+
+
+class MalformedBody(HTTPException):
+    """A body that is not JSON, or not YAML; FastAPI lets only its own kind of error through."""
+
+    code = "malformed_json"
+
+    def __init__(self, reason: object) -> None:
+        super().__init__(400, f"The body is not what its Content-Type says: {reason}.")
+
+
+class StrictRequest(Request):
+    """A request whose JSON is parsed strictly."""
+
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            body = await self.body()
+            try:
+                self._json = pydantic_core.from_json(body, allow_inf_nan=False)
+            except ValueError as error:
+                raise MalformedBody(error) from None
+        return self._json
+
+
+class YamlRequest(Request):
+    """A request whose body is the text of a workflow in YAML."""
+
+    async def json(self) -> Any:
+        try:
+            return {"definition": (await self.body()).decode()}
+        except UnicodeDecodeError as error:
+            raise MalformedBody(error) from None
+
+
+class Route(APIRoute):
+    """A route that only an authenticated caller reaches, unless it is in `OPEN`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        is_open = all((method, self.path) in OPEN for method in self.methods or ())
+        reads_json = self.body_field is not None
+
+        async def guarded(request: Request) -> Response:
+            if not is_open:
+                request.state.call = await run_in_threadpool(_call, request)
+            return await handle(_readable(request) if reads_json else request)
+
+        return guarded
+
+
+def _call(request: Request) -> Call:
+    services: Services = request.app.state.services
+    headers = request.headers
+    principal = authenticate(services, authorization=headers.get("authorization"), tenant_id=headers.get("x-tenant-id"))
+    return Call(services, principal)
+
+
+def _readable(request: Request) -> Request:
+    """The request in the form that its Content-Type asks for. Raises a 415 for a body that is neither JSON nor YAML."""
+    headers = request.headers
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == JSON or (media_type.startswith("application/") and media_type.endswith("+json")):
+        return StrictRequest(request.scope, request.receive)
+    if media_type in YAML:
+        scope = {**request.scope, "headers": list(request.scope["headers"])}
+        MutableHeaders(scope=scope)["content-type"] = JSON
+        return YamlRequest(scope, request.receive)
+    if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
+        what = media_type or "nothing"
+        raise HTTPException(415, f"Send the body as Content-Type: {JSON} (or YAML for a workflow), not as {what}.")
+    return request

@@ -1,0 +1,103 @@
+"""Credentials as their organization manages them: made, replaced, and removed only when nothing uses them.
+
+The secret goes straight into the vault; nothing here returns, logs or quotes it. `uses` says which workflows would stop
+working without a credential: those that name it, and, when it is the only one of its service, those that leave the
+choice to Fairlane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from engine import ids
+from engine.db import Row, TenantSession, dump_json
+from engine.errors import Conflict, Fault, InvalidInput, NotFound
+from engine.repository import credential_uses
+from engine.repository import credentials as stored
+from engine.templates import pointer
+from engine.vault import Vault
+
+MAX_BYTES = 64 * 1024
+
+
+def check(data: Mapping[str, Any], model: type[BaseModel] | None) -> None:
+    """Raises InvalidInput with a fault for each field that does not fit the service; it never quotes a value."""
+    if len(dump_json(data)) > MAX_BYTES:
+        raise InvalidInput([Fault("/data", f"is larger than {MAX_BYTES // 1024} KiB")])
+    if model is None:
+        return
+    try:
+        model.model_validate(data)
+    except ValidationError as error:
+        faults = [
+            Fault(_place(item["loc"]), item["msg"].removeprefix("Value error, "))
+            for item in error.errors(include_input=False, include_url=False, include_context=False)
+        ]
+        raise InvalidInput(faults) from None
+
+
+def create(
+    session: TenantSession, vault: Vault, *, service: str, name: str, data: Mapping[str, Any], user_id: str | None
+) -> Row:
+    """The public row. Raises Conflict ``credential_exists``."""
+    credential_id = ids.new_id("cred")
+    sealed = vault.seal(session, credential_id, data)
+    row = stored.insert_credential(
+        session,
+        {
+            "id": credential_id,
+            "service_name": service,
+            "name": name,
+            "user_id": user_id,
+            "ciphertext": sealed.ciphertext,
+            "key_version": sealed.key_version,
+            "fingerprint": sealed.fingerprint,
+        },
+    )
+    if row is None:
+        raise Conflict(
+            f"There is a credential {name!r} already; replace its secret with PUT, or choose another name.",
+            code="credential_exists",
+        )
+    return row
+
+
+def replace(session: TenantSession, vault: Vault, credential_id: str, data: Mapping[str, Any]) -> Row:
+    """Put another secret in its place; runs that start a step from now on use it. Raises NotFound."""
+    sealed = vault.seal(session, credential_id, data)
+    stored.replace_secret(
+        session, credential_id, sealed.ciphertext, key_version=sealed.key_version, fingerprint=sealed.fingerprint
+    )
+    return get(session, credential_id)
+
+
+def get(session: TenantSession, credential_id: str) -> Row:
+    """The public row. Raises NotFound."""
+    row = stored.get(session, credential_id)
+    if row is None:
+        raise NotFound(f"There is no credential {credential_id}.")
+    return row
+
+
+def delete(session: TenantSession, credential_id: str, *, actions: Sequence[str], force: bool) -> None:
+    """Remove it. `actions` are those of its service. Raises NotFound, or Conflict ``credential_in_use``."""
+    row = get(session, credential_id)
+    users = [] if force else credential_uses.workflows(session, row["name"], service=row["service"], actions=actions)
+    if users:
+        names = ", ".join(f"{user['name']!r} ({user['id']})" for user in users)
+        raise Conflict(
+            f"The credential {row['name']!r} is used by {names}; change them first, or delete it with ?force=true.",
+            code="credential_in_use",
+            workflows=users,
+        )
+    stored.delete(session, credential_id)
+
+
+def _place(path: Sequence[str | int]) -> str:
+    place = "/data"
+    for part in path:
+        place = pointer(place, part)
+    return place

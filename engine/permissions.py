@@ -1,0 +1,85 @@
+"""Who may do what: the one table of roles, scopes and permissions, read by the API, the CLI and the docs.
+
+A permission is a thing that a route asks for. A member of an organization has those of the role; an API key has those
+of its scopes, exactly: ``runs:write`` starts and cancels runs and does not read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """What a member is in an organization; each may do all that those below may."""
+
+    OWNER = "owner"
+    ADMIN = "admin"
+    MEMBER = "member"
+    VIEWER = "viewer"
+
+
+class Scope(StrEnum):
+    """What an API key is for."""
+
+    RUNS_WRITE = "runs:write"
+    RUNS_READ = "runs:read"
+    WORKFLOWS_WRITE = "workflows:write"
+    WORKFLOWS_READ = "workflows:read"
+    CREDENTIALS_WRITE = "credentials:write"
+    ADMIN = "admin"
+
+
+class Permission(StrEnum):
+    """What a route asks for."""
+
+    CATALOG_READ = "catalog:read"
+    TENANT_READ = "tenant:read"
+    WORKFLOWS_READ = "workflows:read"
+    RUNS_READ = "runs:read"
+    CREDENTIALS_READ = "credentials:read"
+    WORKFLOWS_WRITE = "workflows:write"
+    RUNS_WRITE = "runs:write"
+    CREDENTIALS_WRITE = "credentials:write"
+    MEMBERS_MANAGE = "members:manage"
+    KEYS_MANAGE = "keys:manage"
+    AUDIT_READ = "audit:read"
+    TENANT_WRITE = "tenant:write"
+
+
+_EVERYBODY = frozenset({Permission.CATALOG_READ, Permission.TENANT_READ})
+_VIEWER = _EVERYBODY | {Permission.WORKFLOWS_READ, Permission.RUNS_READ, Permission.CREDENTIALS_READ}
+_MEMBER = _VIEWER | {Permission.WORKFLOWS_WRITE, Permission.RUNS_WRITE}
+_ADMIN = _MEMBER | {
+    Permission.CREDENTIALS_WRITE,
+    Permission.MEMBERS_MANAGE,
+    Permission.KEYS_MANAGE,
+    Permission.AUDIT_READ,
+}
+
+ROLES: Mapping[Role, frozenset[Permission]] = {
+    Role.OWNER: frozenset(Permission),
+    Role.ADMIN: _ADMIN,
+    Role.MEMBER: _MEMBER,
+    Role.VIEWER: _VIEWER,
+}
+
+SCOPES: Mapping[Scope, frozenset[Permission]] = {
+    Scope.RUNS_WRITE: _EVERYBODY | {Permission.RUNS_WRITE},
+    Scope.RUNS_READ: _EVERYBODY | {Permission.RUNS_READ},
+    Scope.WORKFLOWS_WRITE: _EVERYBODY | {Permission.WORKFLOWS_WRITE},
+    Scope.WORKFLOWS_READ: _EVERYBODY | {Permission.WORKFLOWS_READ},
+    Scope.CREDENTIALS_WRITE: _EVERYBODY | {Permission.CREDENTIALS_READ, Permission.CREDENTIALS_WRITE},
+    Scope.ADMIN: _ADMIN,
+}
+
+
+def of_role(role: str) -> frozenset[Permission]:
+    """What the role may do."""
+    return ROLES[Role(role)]
+
+
+def of_scopes(scopes: Iterable[str]) -> frozenset[Permission]:
+    """What a key with these scopes may do; a scope that is not known here gives nothing."""
+    known = (SCOPES[Scope(scope)] for scope in scopes if scope in set(Scope))
+    return frozenset().union(*known)

@@ -1,0 +1,104 @@
+"""Runs, steps and log lines as people look at them: newest runs first, a page at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from engine.db import Row, TenantSession
+from engine.models import execution_logs, runs, steps
+from engine.states import RunState
+
+RUN = (
+    runs.c.id,
+    runs.c.workflow_id,
+    runs.c.version,
+    runs.c.status,
+    runs.c.trigger,
+    runs.c.input,
+    runs.c.output,
+    runs.c.error,
+    runs.c.attempt,
+    runs.c.priority,
+    runs.c.queued_at,
+    runs.c.started_at,
+    runs.c.finished_at,
+    runs.c.wait_reason,
+    runs.c.replay_of,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFilter:
+    """Which runs; None asks for all."""
+
+    workflow_id: str | None = None
+    statuses: Sequence[RunState] = ()
+    since: datetime | None = None
+
+
+def listed(session: TenantSession, wanted: RunFilter, *, before: str | None, limit: int) -> list[Row]:
+    """Newest first, beginning behind the run `before`."""
+    statement = sa.select(*RUN).where(runs.c.tenant_id == session.tenant_id).order_by(runs.c.id.desc()).limit(limit)
+    if wanted.workflow_id is not None:
+        statement = statement.where(runs.c.workflow_id == wanted.workflow_id)
+    if wanted.statuses:
+        statement = statement.where(runs.c.status.in_([status.value for status in wanted.statuses]))
+    if wanted.since is not None:
+        statement = statement.where(runs.c.queued_at >= wanted.since)
+    if before is not None:
+        statement = statement.where(runs.c.id < before)
+    return session.rows(statement)
+
+
+def get(session: TenantSession, run_id: str) -> Row | None:
+    return session.row(sa.select(*RUN).where(runs.c.tenant_id == session.tenant_id, runs.c.id == run_id))
+
+
+def steps_of(session: TenantSession, run_id: str, *, after: Sequence[str] | None, limit: int) -> list[Row]:
+    """In the order of their beginning; `after` is ``(moment, id, item)`` of the step before, the moment as ISO text."""
+    began = sa.func.coalesce(steps.c.started_at, steps.c.finished_at)
+    statement = (
+        sa.select(
+            steps.c.step_id.label("id"),
+            sa.func.nullif(steps.c.item, "").label("item"),
+            steps.c.status,
+            steps.c.attempt,
+            steps.c.output,
+            steps.c.error,
+            steps.c.started_at,
+            steps.c.finished_at,
+            began.label("began"),
+        )
+        .where(steps.c.tenant_id == session.tenant_id, steps.c.run_id == run_id)
+        .order_by(began, steps.c.step_id, steps.c.item)
+        .limit(limit)
+    )
+    if after is not None:
+        moment, step_id, item = after
+        key = (sa.literal(datetime.fromisoformat(moment)), sa.literal(step_id), sa.literal(item))
+        statement = statement.where(sa.tuple_(began, steps.c.step_id, steps.c.item) > sa.tuple_(*key))
+    return session.rows(statement)
+
+
+def log_of(session: TenantSession, run_id: str, *, after: int | None, limit: int) -> list[Row]:
+    """In the order in which the lines were written, beginning behind the line with the number `after`."""
+    statement = (
+        sa.select(
+            execution_logs.c.seq,
+            execution_logs.c.at,
+            execution_logs.c.level,
+            execution_logs.c.step_id.label("step"),
+            execution_logs.c.message,
+            execution_logs.c.data,
+        )
+        .where(execution_logs.c.tenant_id == session.tenant_id, execution_logs.c.run_id == run_id)
+        .order_by(execution_logs.c.seq)
+        .limit(limit)
+    )
+    if after is not None:
+        statement = statement.where(execution_logs.c.seq > after)
+    return session.rows(statement)

@@ -1,0 +1,170 @@
+"""The real API on a real socket for tests: uvicorn in a thread, over a database and a Redis of the test's own."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import httpx
+import uvicorn
+
+import actions
+from api.app import create_app
+from api.auth import issue_token
+from embedded.ports import free_port
+from engine import fairshare, passwords, tenancy
+from engine.db import Database
+from engine.expressions import Evaluator
+from engine.ports import RunMessage
+from engine.repository import identity
+from engine.runs import Runs
+from engine.settings import Settings
+from engine.vault import MasterKeyRing, Vault
+
+PASSWORD = "correct horse battery"
+_people = itertools.count(1)
+
+
+@cache
+def _password_hash() -> str:
+    return passwords.hash_password(PASSWORD)
+
+
+@dataclass(frozen=True)
+class ApiServices:
+    """The parts that the API needs, over the test's servers."""
+
+    settings: Settings
+    database: Database
+    vault: Vault
+    actions: actions.Registry
+    evaluator: Evaluator
+    lanes: fairshare.Lanes
+    runs: Runs
+
+
+class Collector:
+    """A publisher that keeps what it is given, for tests in which no worker runs."""
+
+    def __init__(self) -> None:
+        self.messages: list[RunMessage] = []
+
+    def publish(self, messages: Any) -> None:
+        self.messages.extend(messages)
+
+    def holds(self, message_ids: Any) -> set[str]:
+        return {message.id for message in self.messages} & set(message_ids)
+
+
+def settings_for(database_url: str, redis_url: str, **more: Any) -> Settings:
+    """Settings with generated keys, whatever the environment says."""
+    return Settings.load(
+        database_url=database_url,
+        redis_url=redis_url,
+        secret_key="a key of the tests, which signs nothing else, and is long enough for every algorithm",
+        master_keys=f"test:{base64.b64encode(bytes(range(32))).decode()}",
+        **more,
+    )
+
+
+def services_for(settings: Settings) -> ApiServices:
+    lanes = fairshare.Lanes(settings.redis_url, queue="runs")
+    return ApiServices(
+        settings=settings,
+        database=Database(settings.database_url, pool_size=settings.database_pool_size),
+        vault=Vault(MasterKeyRing(settings.master_key_ring)),
+        actions=actions.build(allowed_networks=settings.allowed_networks, service_urls=settings.service_urls),
+        evaluator=Evaluator(),
+        lanes=lanes,
+        runs=Runs(Collector()),
+    )
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody who has registered; `http` sends their token."""
+
+    http: httpx.Client
+    email: str
+    user_id: str
+    tenant_id: str
+    token: str
+
+
+@dataclass
+class Api:
+    """A running API."""
+
+    url: str
+    services: ApiServices
+    _clients: list[httpx.Client] = field(default_factory=list)
+
+    def client(self, token: str | None = None, **headers: str) -> httpx.Client:
+        """A client that sends the token."""
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        client = httpx.Client(base_url=self.url, headers=headers, timeout=30)
+        self._clients.append(client)
+        return client
+
+    def person(self, email: str | None = None, organization: str | None = None) -> Person:
+        """Somebody who has registered; without the route, which takes a tenth of a second for the password."""
+        email = email or f"person{next(_people)}@example.com"
+        with self.services.database.system() as session:
+            made = tenancy.register(session, email=email, password_hash=_password_hash(), organization=organization)
+        user_id, tenant_id = made.user["id"], made.tenant["id"]
+        token = issue_token(self.services.settings, user_id=user_id, tenant_id=tenant_id)
+        return Person(http=self.client(token), email=email, user_id=user_id, tenant_id=tenant_id, token=token)
+
+    def member(self, tenant_id: str, role: str) -> httpx.Client:
+        """Somebody new with that role in the organization, calling into it."""
+        person = self.person()
+        with self.services.database.system() as session:
+            identity.insert_member(session, tenant_id=tenant_id, user_id=person.user_id, role=role)
+        return self.client(person.token, **{"X-Tenant-ID": tenant_id})
+
+    def key(self, tenant_id: str, *scopes: str, **more: Any) -> httpx.Client:
+        """Calls with a new API key of the organization."""
+        with self.services.database.tenant(tenant_id) as session:
+            _, secret = tenancy.create_key(session, name="a key", scopes=scopes, **more)
+        return self.client(secret)
+
+
+@contextmanager
+def running_api(services: ApiServices) -> Iterator[Api]:
+    """The API on a free port of loopback until the block ends."""
+    config = uvicorn.Config(
+        create_app(services), host="127.0.0.1", port=free_port(), log_level="error", lifespan="on", backlog=512
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    api = Api(f"http://127.0.0.1:{config.port}", services)
+    try:
+        _wait_until_started(server, thread)
+        yield api
+    finally:
+        for client in api._clients:
+            client.close()
+        server.should_exit = True
+        thread.join(10)
+        services.evaluator.close()
+        services.actions.close()
+        services.database.close()
+
+
+def _wait_until_started(server: uvicorn.Server, thread: threading.Thread) -> None:
+    waiting = threading.Event()
+    while not server.started:
+        if not thread.is_alive():
+            raise RuntimeError("the API did not start; its log says why")
+        waiting.wait(0.01)
+
+
+__all__ = ["PASSWORD", "Api", "ApiServices", "Collector", "Person", "running_api", "services_for", "settings_for"]
