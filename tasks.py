@@ -44,6 +44,10 @@ UNAVAILABLE_PAUSE = 2.0
 """Seconds that a worker waits before it hands a message back because Postgres is down."""
 
 
+SILENT_SHARE = 2 / 3
+"""Of a lease, after which the sweeper asks about a run without a heartbeat: it has missed four."""
+
+
 @dataclass(frozen=True)
 class Services:
     """The parts of the engine in this process."""
@@ -82,7 +86,7 @@ def _services(_pid: int) -> Services:
         publisher=publisher,
         lanes=lanes,
         runs=Runs(publisher),
-        executor=Executor(Tools(database, vault, registry, evaluator)),
+        executor=Executor(Tools(database, vault, registry, evaluator), lease_seconds=configured.lease_seconds),
     )
 
 
@@ -169,7 +173,8 @@ def tick_schedules() -> None:
 def tick_sweep() -> None:
     """Repair what a crash left behind."""
     parts = services()
-    Sweeper(parts.database, parts.publisher).run_once()
+    silent = parts.settings.lease_seconds * SILENT_SHARE
+    Sweeper(parts.database, parts.publisher, silent_seconds=silent).run_once()
 
 
 app.conf.beat_schedule = {

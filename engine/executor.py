@@ -21,7 +21,7 @@ from engine.db import Row, TenantSession
 from engine.definition import load
 from engine.errors import Cancelled, InvalidInput
 from engine.execution import Execution, Journal, RunInHand, StepResult
-from engine.heartbeat import STALE_AFTER, Heartbeat
+from engine.heartbeat import Heartbeat
 from engine.pipeline import Tools, execute_step
 from engine.ports import Json
 from engine.repository import runs
@@ -60,9 +60,9 @@ class Progress:
 class Executor:
     """Executes runs, one at a time per thread; threads of a process share one executor."""
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: Tools, *, lease_seconds: float = 30.0) -> None:
         self._tools = tools
-        self.heartbeat = Heartbeat(tools.database)
+        self.heartbeat = Heartbeat(tools.database, lease_seconds=lease_seconds)
         self._workflows = lru_cache(maxsize=CACHED_WORKFLOWS)(_Cached)
 
     def run(self, tenant_id: str, run_id: str) -> RunState | None:
@@ -82,7 +82,7 @@ class Executor:
                 return None
 
     def _begin(self, session: TenantSession, run_id: str) -> tuple[RunInHand, Progress] | None:
-        row = runs.begin(session, run_id, stale_seconds=STALE_AFTER)
+        row = runs.begin(session, run_id, stale_seconds=self.heartbeat.stale_seconds)
         if row is None:
             return None
         earlier = runs.steps_so_far(session, run_id) if row["attempt"] > 1 else []

@@ -1,7 +1,7 @@
 """Says for all runs that this process has in hand that they are alive, and learns which of them it lost.
 
-One statement every `INTERVAL` for the whole process, and none while it holds nothing older than that; so a run of a
-few milliseconds costs nothing here. A run that was cancelled or taken over is told through its `Hold`, within one
+One statement every sixth of a lease for the whole process, and none while it holds nothing older than that; so a run of
+a few milliseconds costs nothing here. A run that was cancelled or taken over is told through its `Hold`, within one
 interval. While Postgres is down nothing is said and nothing is lost: a worker that takes a run over must ask the same
 Postgres, and writes carry the attempt they belong to.
 """
@@ -20,10 +20,10 @@ from engine.errors import Unavailable
 from engine.execution import RunInHand
 from engine.repository import runs
 
-INTERVAL = 5.0
-"""Seconds."""
-STALE_AFTER = 15.0
-"""Seconds without a heartbeat after which a run may be taken over: three of them were missed."""
+BEATS_PER_LEASE = 6
+MISSED_BEATS = 3
+"""After so many a run counts as silent and may be taken over: half a lease, so that a message whose lease ran out
+always finds its run silent."""
 
 log = structlog.get_logger(__name__)
 
@@ -31,8 +31,10 @@ log = structlog.get_logger(__name__)
 class Heartbeat:
     """The runs in hand of one process, and the thread that keeps them. The thread starts with the first run."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, lease_seconds: float) -> None:
         self._database = database
+        self.interval = lease_seconds / BEATS_PER_LEASE
+        self.stale_seconds = self.interval * MISSED_BEATS
         self._held: dict[RunInHand, float] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -51,9 +53,9 @@ class Heartbeat:
             with self._lock:
                 self._held.pop(run, None)
 
-    def run_once(self, *, older_than: float = INTERVAL) -> int:
-        """Beat for the runs held longer than `older_than` seconds; returns how many turned out to be lost."""
-        horizon = time.monotonic() - older_than
+    def run_once(self, *, older_than: float | None = None) -> int:
+        """Beat for the runs held longer than `older_than` seconds (an interval); returns how many are lost."""
+        horizon = time.monotonic() - (self.interval if older_than is None else older_than)
         with self._lock:
             held = [run for run, since in self._held.items() if since <= horizon]
         if not held:
@@ -68,7 +70,7 @@ class Heartbeat:
 
     def _loop(self) -> None:
         while True:
-            time.sleep(INTERVAL)
+            time.sleep(self.interval)
             try:
                 self.run_once()
             except Unavailable as error:
