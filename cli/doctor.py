@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psycopg
-import redis
 import typer
 
 from cli import commands
 from cli.options import DEFAULT_DATA, AsJson, Data
 from cli.output import sentence_for, show_json
 from engine.errors import ConfigurationError, FairlaneError
+
+if TYPE_CHECKING:
+    import psycopg
 
 MINIMUM_POSTGRES = 15
 MINIMUM_REDIS = (6, 2)
@@ -62,6 +63,9 @@ def examine(data: Any) -> list[Finding]:
 
 
 def _safely(check: str, findings: Callable[[], list[Finding]]) -> list[Finding]:
+    import psycopg
+    import redis
+
     try:
         return findings()
     except (FairlaneError, psycopg.Error, redis.RedisError) as error:
@@ -82,6 +86,8 @@ def _postgres(url: str) -> list[Finding]:
 
 @contextmanager
 def _connection(url: str) -> Iterator[psycopg.Connection[Any]]:
+    import psycopg
+
     with psycopg.connect(url.replace("+psycopg", "", 1), connect_timeout=SECONDS_TO_CONNECT) as connection:
         yield connection
 
@@ -117,6 +123,8 @@ def _roles(url: str) -> Finding:
 def _redis(url: str) -> list[Finding]:
     if url.startswith("sentinel://"):
         return [Finding("redis", "behind Sentinel: ask the sentinels for its version and maxmemory-policy")]
+    import redis
+
     with redis.Redis.from_url(url, socket_timeout=SECONDS_TO_CONNECT, decode_responses=True) as client:
         version = str(client.info("server")["redis_version"])
         policy = str(client.info("memory").get("maxmemory_policy", "unknown"))

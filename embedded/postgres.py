@@ -21,9 +21,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import psycopg
-from psycopg import sql
-
 from embedded import binaries
 from embedded.guard import GUARD
 from embedded.ports import free_port
@@ -175,6 +172,9 @@ class PostgresServer:
             raise Unavailable(f"The embedded Postgres could not be set up in {self.folder}: {run.stderr.strip()}")
 
     def _create_database(self) -> None:
+        import psycopg  # here, because most commands of Fairlane start no server
+        from psycopg import sql
+
         address = {"host": "127.0.0.1", "port": self.port, "user": SUPERUSER, "password": self.password}
         with psycopg.connect(**address, dbname="postgres", autocommit=True) as connection:  # type: ignore[arg-type]
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():

@@ -17,8 +17,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import redis
-
 from embedded.binaries import redis_binary
 from embedded.guard import GUARD
 from embedded.ports import free_port
@@ -81,6 +79,8 @@ class RedisServer:
         return configuration
 
     def _wait(self, deadline: float) -> None:
+        import redis  # here, because most commands of Fairlane start no server
+
         end = time.monotonic() + deadline
         with redis.Redis.from_url(self.url) as client:
             while True:
