@@ -1,8 +1,8 @@
 """The Celery app that the broker benchmarks and fault runs give to real workers.
 
 Configured by the environment, because a worker is a process of its own: ``BENCH_BROKER`` (URL), ``BENCH_OPTIONS``
-(JSON, transport options), ``BENCH_PREFETCH`` (multiplier), ``BENCH_JOURNAL`` (URL of the Redis where `note` writes what it
-does; a server that the fault does not hit).
+(JSON, transport options), ``BENCH_PREFETCH`` (multiplier), ``BENCH_JOURNAL`` (URL of the Redis where `note` writes what
+it does; a server that the fault does not hit).
 """
 
 # Celery has no annotations.

@@ -279,8 +279,9 @@ class Model:
         waiting[id_] = entry.score
         if len(waiting) == 1:
             flow = self._flow(lane, entry.flow)
-            if flow.tag < lane.flow_time:
-                flow.tag = flow.floor = lane.flow_time
+            begin = min([lane.flow_time, *lane.order.values()])
+            if flow.tag < begin:
+                flow.tag = flow.floor = begin
                 lane.flows[entry.flow] = flow
             lane.order[entry.flow] = flow.tag
 
@@ -300,8 +301,9 @@ class Model:
         if lane.rate and lane.due > now:
             self.throttled[tenant] = lane.due
             return
-        if not was and lane.tag < self.time:
-            lane.tag = lane.floor = self.time
+        begin = min([self.time, *self.ready.values()])
+        if not was and lane.tag < begin:
+            lane.tag = lane.floor = begin
         self.ready[tenant] = lane.tag
 
     def _promote(self, now: float) -> None:

@@ -134,8 +134,15 @@ local function room(lane)
   return lane.backlog
 end
 
--- Puts the lane where its numbers say: into `ready`, into `throttled`, or into neither. A lane that becomes ready
--- starts at the virtual time, or later if it owes service: idling earns no credit. `was_ready` may be left out.
+-- Where one that was idle begins: at the virtual time, so that idling earns no credit; or with the first in line, when
+-- that one was charged too much and is owed service: a newcomer is never behind it.
+local function beginning(key, virtual_time)
+  local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]
+  return first and math.min(virtual_time, tonumber(first)) or virtual_time
+end
+
+-- Puts the lane where its numbers say: into `ready`, into `throttled`, or into neither. One that becomes ready begins
+-- as above, or later if it owes service. `was_ready` may be left out.
 -- Returns how many of its messages are dispatchable, and whether it became ready just now.
 local function place(lane, now, queue, was_ready)
   local dispatchable = room(lane)
@@ -155,8 +162,11 @@ local function place(lane, now, queue, was_ready)
   end
   if was_ready == nil then was_ready = redis.call('ZSCORE', ready, lane.tenant) end
   if not was_ready and lane.tag < queue.time then
-    lane.tag, lane.floor = queue.time, queue.time
-    save_lane(lane, 'tag', 'floor')
+    local from = beginning(ready, queue.time)
+    if lane.tag < from then
+      lane.tag, lane.floor = from, from
+      save_lane(lane, 'tag', 'floor')
+    end
   end
   redis.call('ZADD', ready, lane.tag, lane.tenant)
   return dispatchable, not was_ready
@@ -183,12 +193,13 @@ local function enqueue(lane, flow_name, id, score, queue)
   redis.call('ZADD', key, score, id)
   lane.backlog = lane.backlog + 1
   if redis.call('ZCARD', key) == 1 then
-    local flow = load_flow(lane.tenant, flow_name, queue)
-    if flow.tag < lane.flow_time then
-      flow.tag, flow.floor = lane.flow_time, lane.flow_time
+    local order, flow = stem .. 'order:' .. lane.tenant, load_flow(lane.tenant, flow_name, queue)
+    local from = flow.tag < lane.flow_time and beginning(order, lane.flow_time) or flow.tag
+    if flow.tag < from then
+      flow.tag, flow.floor = from, from
       save_flow(lane.tenant, flow)
     end
-    redis.call('ZADD', stem .. 'order:' .. lane.tenant, flow.tag, flow_name)
+    redis.call('ZADD', order, flow.tag, flow_name)
   end
 end
 
