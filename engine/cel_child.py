@@ -146,7 +146,7 @@ class Evaluation:
             return ["invalid", str(error)[:MESSAGE_LIMIT]]
 
     def evaluate(self, source: str, activation: Any) -> list[Any]:
-        """``["value", json, type name]``, ``["invalid", message]`` or ``["failed", message]``."""
+        """``["value", json]``, ``["invalid", message]`` or ``["failed", message]``."""
         try:
             expression = self._compile(source)
         except (RuntimeError, ValueError, TypeError) as error:
@@ -157,7 +157,7 @@ class Evaluation:
             # Errors come back as values whose plain form is a truthy string: the type must be looked at first.
             if kind == cel.Type.ERROR or kind == cel.Type.UNKNOWN:
                 return ["failed", str(value.plain_value())[:MESSAGE_LIMIT]]
-            return ["value", _json(value.plain_value()), kind.name()]
+            return ["value", _json(value.plain_value())]
         except _NoJson as error:
             return ["failed", str(error)[:MESSAGE_LIMIT]]
         except (RuntimeError, ValueError, TypeError, OverflowError) as error:

@@ -75,12 +75,26 @@ def template_end(text: str, start: int) -> int | None:
 @lru_cache(maxsize=4096)
 def paths(source: str) -> tuple[Path, ...]:
     """Every path from a root that the source names, in order. A method's name (``.size()``) is no key."""
-    tokens = [Token(m.lastgroup or "", m[0]) for m in _TOKEN.finditer(source) if m.lastgroup != "space"]
+    tokens = _tokens(source)
     return tuple(
-        _path(tokens, index)
+        _path(tokens, index)[0]
         for index, token in enumerate(tokens)
         if token.kind == "name" and token.text in ROOTS and not _is_member(tokens, index)
     )
+
+
+@lru_cache(maxsize=4096)
+def only_path(source: str) -> Path | None:
+    """The path, if the source is one path and nothing else: its value needs no evaluator."""
+    tokens = _tokens(source)
+    if not tokens or tokens[0].kind != "name" or tokens[0].text not in ROOTS:
+        return None
+    path, end = _path(tokens, 0)
+    return path if end == len(tokens) else None
+
+
+def _tokens(source: str) -> list[Token]:
+    return [Token(match.lastgroup or "", match[0]) for match in _TOKEN.finditer(source) if match.lastgroup != "space"]
 
 
 def _is_member(tokens: Sequence[Token], index: int) -> bool:
@@ -90,14 +104,15 @@ def _is_member(tokens: Sequence[Token], index: int) -> bool:
     return index >= 2 and (tokens[index - 2].kind != "mark" or tokens[index - 2].text in ")]}")
 
 
-def _path(tokens: Sequence[Token], index: int) -> Path:
+def _path(tokens: Sequence[Token], index: int) -> tuple[Path, int]:
+    """The path that begins at `index`, and the index of the first token behind it."""
     root = tokens[index].text
     keys: list[Key] = []
     rest = index + 1
     while (step := _key(tokens, rest)) is not None:
         keys.append(step[0])
         rest = step[1]
-    return Path(root, tuple(keys))
+    return Path(root, tuple(keys)), rest
 
 
 def _key(tokens: Sequence[Token], at: int) -> tuple[Key, int] | None:
@@ -119,17 +134,42 @@ def step_references(source: str) -> set[str]:
     return {str(path.keys[0]) for path in paths(source) if path.root == "steps" and path.keys}
 
 
-def needed(sources: Sequence[str], context: Mapping[str, Json]) -> dict[str, Json]:
-    """The part of `context` that the sources can read: of each root only the keys that they write out, if all are."""
-    result: dict[str, Json] = {}
-    for source in sources:
-        for path in paths(source):
-            root, value = path.root, context.get(path.root, {})
-            if not path.keys or not isinstance(value, Mapping):
-                result[root] = value
-            elif (part := result.setdefault(root, {})) is not value and path.keys[0] in value:
-                part[path.keys[0]] = value[path.keys[0]]
+def needed(sources: Sequence[str], context: Mapping[str, Json]) -> dict[Key, Json]:
+    """The part of `context` that the sources can read: whole values at the ends of their paths, nothing beside them."""
+    result: dict[Key, Json] = {}
+    for keys in _ends(tuple(sources)):
+        target: dict[Key, Json] = result
+        value: Mapping[Key, Json] = {**context}
+        for key, following in zip(keys, (*keys[1:], None), strict=True):
+            if key not in value:
+                break
+            item = value[key]
+            if not isinstance(following, str) or not isinstance(item, Mapping):
+                target[key] = item
+                break
+            inner = target.setdefault(key, {})
+            if inner is item:  # a shorter path wants all of it
+                break
+            target, value = inner, item
+        result.setdefault(keys[0], {})
     return result
+
+
+@lru_cache(maxsize=4096)
+def _ends(sources: tuple[str, ...]) -> tuple[tuple[Key, ...], ...]:
+    """Root and keys of every path, the shortest first, so that whole values come before parts of them."""
+    found = {(path.root, *path.keys) for source in sources for path in paths(source)}
+    return tuple(sorted(found, key=len))
+
+
+def at(path: Path, context: Mapping[str, Json]) -> Json:
+    """The value at the end of the path. Raises KeyError with a sentence about the place where it ends too early."""
+    value: Json = context.get(path.root, {})
+    for length, part in enumerate(path.keys, start=1):
+        if not _leads_on(value, part):
+            raise KeyError(_complaint(path, length, value))
+        value = value[part]
+    return value
 
 
 def dead_end(source: str, context: Mapping[str, Json], *, key: str | None = None) -> str | None:

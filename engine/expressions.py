@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Literal, Self, TypeAlias
 
 from engine.cel_pool import EvaluatorDied, Pool
-from engine.cel_source import dead_end, needed, step_references
+from engine.cel_source import Path, at, dead_end, kind, needed, only_path, step_references
 from engine.cel_wire import DEPTH_LIMIT, ROOTS
 from engine.errors import ExpressionFailed, ExpressionInvalid, Fault
 from engine.ports import Json
@@ -80,14 +80,14 @@ class Evaluator:
 
     def condition(self, source: str, context: Mapping[str, Json]) -> bool:
         """Whether the expression is the boolean true. Any value that is not a boolean raises ExpressionFailed."""
-        (value, type_name), *_ = self._evaluate([source], context)
+        (value,) = self._evaluate([source], context)
         if not isinstance(value, bool):
-            raise ExpressionFailed(f"{_short(source)}: a condition must be true or false, this is {_named(type_name)}")
+            raise ExpressionFailed(f"{_short(source)}: a condition must be true or false, this is {kind(value)}")
         return value
 
     def value(self, source: str, context: Mapping[str, Json]) -> Json:
         """The expression's value as JSON: timestamps as RFC 3339, durations as ``90s``, bytes as base64."""
-        return self._evaluate([source], context)[0][0]
+        return self._evaluate([source], context)[0]
 
     def render(self, template: Json, context: Mapping[str, Json]) -> Json:
         """`template` with every ``{{ CEL }}`` in its strings replaced, in one round trip; itself when there are none.
@@ -101,8 +101,7 @@ class Evaluator:
             raise ExpressionFailed(error.detail) from None
         if not sources:
             return template
-        results = self._evaluate(sources, context)
-        values = {source: value for source, (value, _) in zip(sources, results, strict=True)}
+        values = dict(zip(sources, self._evaluate(sources, context), strict=True))
         return mapped(template, lambda text: filled(text, values))
 
     def check(self, sources: Sequence[tuple[str, str, Use]]) -> None:
@@ -135,11 +134,23 @@ class Evaluator:
             if (problem := _compile_problem(source, use, answer)) is not None
         ]
 
-    def _evaluate(self, sources: Sequence[str], context: Mapping[str, Json]) -> list[tuple[Json, str]]:
-        """(value, CEL type name) for each source; raises for the first that has none."""
+    def _evaluate(self, sources: Sequence[str], context: Mapping[str, Json]) -> list[Json]:
+        """The value of each source, all of them in one round trip; raises for the first that has none.
+
+        A source that is only a path, as most templates are, is read here: that is no evaluation, just a look.
+        """
+        values: dict[str, Json] = {}
         for source in sources:
-            if (problem := _oversized(source)) is not None:
+            path = only_path(source)
+            if path is not None:
+                values[source] = _look(path, context)
+            elif (problem := _oversized(source)) is not None:
                 raise ExpressionFailed(f"{_short(source)}: {problem}")
+        if computed := [source for source in sources if source not in values]:
+            values |= zip(computed, self._compute(computed, context), strict=True)
+        return [values[source] for source in sources]
+
+    def _compute(self, sources: Sequence[str], context: Mapping[str, Json]) -> list[Json]:
         try:
             answers = self._call(_request(sources, context))
         except _Exhausted as error:
@@ -165,10 +176,17 @@ class _Exhausted(Exception):
     """A call passed a limit of its evaluator; the text is the sentence for the tenant."""
 
 
-def _result(source: str, answer: Sequence[Json], context: Mapping[str, Json]) -> tuple[Json, str]:
+def _look(path: Path, context: Mapping[str, Json]) -> Json:
+    try:
+        return at(path, context)
+    except KeyError as error:
+        raise ExpressionFailed(str(error.args[0])) from None
+
+
+def _result(source: str, answer: Sequence[Json], context: Mapping[str, Json]) -> Json:
     match answer:
-        case ["value", value, type_name]:
-            return value, type_name
+        case ["value", value]:
+            return value
         case ["invalid", message]:
             raise ExpressionFailed(f"{_short(source)}: {_compiler_message(message)}")
     message = str(answer[1])

@@ -54,9 +54,12 @@ def evaluator() -> Iterator[Evaluator]:
         ("'a,b'.split(',')", ["a", "b"]),
         ("has(trigger.body.missing)", False),
         ("trigger.body.none", None),
-        ("trigger.body", {**CONTEXT["trigger"]["body"], "half": "?"}),
-        ("trigger.body.snowflake", 2**63 + 1),
+        ("[trigger.body.none][0]", None),
+        ("{'all': trigger.body}.all", {**CONTEXT["trigger"]["body"], "half": "?"}),
+        ("trigger.body", CONTEXT["trigger"]["body"]),
+        ("[trigger.body.snowflake]", [2**63 + 1]),
         ("trigger.body.huge", 2**70),
+        ("[trigger.body.huge]", [2**70]),
         ("timestamp('2026-01-02T03:04:05.6Z') + duration('1h')", "2026-01-02T04:04:05.600000Z"),
         ("duration('90s')", "90s"),
         ("duration('-1500ms')", "-1.5s"),
@@ -79,6 +82,11 @@ def test_values_come_back_as_json(evaluator: Evaluator, source: str, value: Any)
         ("trigger.body.items[2]", "trigger.body.items[2]: the list has only 2 items"),
         ("trigger.body.amount.x", "trigger.body.amount.x: trigger.body.amount is a number, which has no 'x'"),
         ("run.nope", "run.nope: no such key 'nope'"),
+        ("steps.weather.output.wind + 1", "steps.weather.output.wind: no such key 'wind'"),
+        ("size(steps.nope.output)", "steps.nope: no such key 'nope'"),
+        ("trigger.body.items[2] + 1", "trigger.body.items[2]: the list has only 2 items"),
+        ("-trigger.body.amount.x", "trigger.body.amount.x: trigger.body.amount is a number, which has no 'x'"),
+        ("size(run.nope)", "run.nope: no such key 'nope'"),
         ("trigger.body[trigger.body.name]", "key not found"),
         ("trigger.body.huge + 1", "no matching overload"),
         ("1 / 0", "divide by zero"),
@@ -97,7 +105,7 @@ def test_expression_without_a_value_says_why(evaluator: Evaluator, source: str, 
 
 
 @pytest.mark.parametrize(
-    ("source", "found"), [("trigger.body.name", "a string"), ("trigger.body.none", "null"), ("1", "an int")]
+    ("source", "found"), [("trigger.body.name", "a string"), ("trigger.body.none", "null"), ("1", "a number")]
 )
 def test_condition_is_true_only_for_the_boolean_true(evaluator: Evaluator, source: str, found: str) -> None:
     assert evaluator.condition("trigger.body.amount > 1", CONTEXT) is True
@@ -123,9 +131,12 @@ def test_render_fills_a_structure(evaluator: Evaluator) -> None:
     }
 
 
-def test_render_without_templates_starts_no_process() -> None:
+def test_render_without_templates_or_with_plain_paths_starts_no_process() -> None:
     with Evaluator() as evaluator:
         assert evaluator.render({"a": ["b", 1]}, {}) == {"a": ["b", 1]}
+        assert evaluator.render({"a": "{{ trigger.x }} {{ trigger['x'][0] }}"}, {"trigger": {"x": [1]}}) == {
+            "a": "[1] 1"
+        }
         assert evaluator.processes() == []
 
 
@@ -165,10 +176,10 @@ def test_context_is_limited_in_size_and_depth_but_only_where_it_is_read(evaluato
     ring: list[Any] = []
     ring.append(ring)
     context = {"trigger": {"big": "x" * 300_000, "deep": deep, "ring": ring, "small": 1, "nan": float("nan")}}
-    assert evaluator.value("trigger.small", context) == 1
+    assert evaluator.value("trigger.small + 1", context) == 2
     for key, sentence in [("big", "more than 256 KiB"), ("deep", "nested deeper"), ("ring", "JSON"), ("nan", "JSON")]:
         with pytest.raises(ExpressionFailed, match=sentence):
-            evaluator.value(f"trigger.{key}", context)
+            evaluator.value(f"size(trigger.{key})", context)
 
 
 DOUBLING = "['aaaaaaaaaaaaaaaa']"

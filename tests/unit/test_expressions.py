@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cel_source import Path, dead_end, needed, paths
+from engine.cel_source import Path, dead_end, needed, only_path, paths
 from engine.errors import ExpressionInvalid
 from engine.expressions import Template, expressions_in, render_legacy, step_references, templates
 from engine.templates import filled
@@ -104,12 +105,32 @@ def test_paths_end_where_the_source_becomes_dynamic() -> None:
 
 
 def test_only_what_the_expressions_name_is_sent() -> None:
-    context = {"trigger": {"body": 1, "headers": 2}, "steps": {"a": 1, "b": 2}, "run": {"id": 3}}
-    assert needed(["trigger.body > steps.a"], context) == {"trigger": {"body": 1}, "steps": {"a": 1}}
-    assert needed(["steps.a", "size(steps)"], context) == {"steps": {"a": 1, "b": 2}}
-    assert needed(["size(steps)", "steps.a"], context) == {"steps": {"a": 1, "b": 2}}
-    assert needed(["workflow.name", "trigger.nope"], context) == {"workflow": {}, "trigger": {}}
-    assert context["steps"] == {"a": 1, "b": 2}
+    context = {"trigger": {"body": {"n": 1, "big": 2}, "headers": 2}, "steps": {"a": [1], "b": 2}, "run": {"id": 3}}
+    original = copy.deepcopy(context)
+    assert needed(["trigger.body.n > steps.a[0]"], context) == {"trigger": {"body": {"n": 1}}, "steps": {"a": [1]}}
+    assert needed(["trigger.body.n", "size(trigger.body)"], context) == {"trigger": {"body": {"n": 1, "big": 2}}}
+    assert needed(["steps.a", "size(steps)"], context) == {"steps": {"a": [1], "b": 2}}
+    assert needed(["steps[x]", "steps.a"], context) == {"steps": {"a": [1], "b": 2}}
+    assert needed(["trigger.body[0].n"], context) == {"trigger": {"body": {"n": 1, "big": 2}}}
+    assert needed(["workflow.name", "trigger.body.nope.x"], context) == {"workflow": {}, "trigger": {"body": {}}}
+    assert context == original
+
+
+@pytest.mark.parametrize(
+    ("source", "path"),
+    [
+        (" steps.a['b'][0] ", Path("steps", ("a", "b", 0))),
+        ("trigger", Path("trigger", ())),
+        ("steps.a + 1", None),
+        ("steps.a.size()", None),
+        ("steps[x]", None),
+        ("other.a", None),
+        ("(steps.a)", None),
+        ("", None),
+    ],
+)
+def test_source_that_is_only_a_path_is_known(source: str, path: Path | None) -> None:
+    assert only_path(source) == path
 
 
 @pytest.mark.parametrize(
