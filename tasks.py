@@ -29,7 +29,7 @@ from engine.errors import Unavailable
 from engine.executor import Executor
 from engine.expressions import Evaluator
 from engine.pipeline import Tools
-from engine.ports import RunMessage
+from engine.ports import Lane, PollMessage, RunMessage
 from engine.runs import Runs
 from engine.settings import Settings, settings
 from engine.sweeper import Sweeper
@@ -106,16 +106,8 @@ class CeleryPublisher:
         for message in messages:
             self._guarded(partial(_publish_run, message))
 
-    def publish_poll(self, tenant_id: str, workflow_id: str, fire_id: str) -> None:
-        """One poll of one trigger, charged to its tenant like a run."""
-        self._guarded(
-            lambda: poll.apply_async(
-                args=(tenant_id, workflow_id),
-                task_id=fire_id,
-                queue="runs",
-                headers={"tenant_id": tenant_id, "flow": workflow_id},
-            )
-        )
+    def publish_poll(self, message: PollMessage) -> None:
+        self._guarded(partial(_publish_poll, message))
 
     def holds(self, message_ids: Sequence[str]) -> set[str]:
         held: set[str] = self._guarded(lambda: self._lanes.holds(message_ids))
@@ -137,8 +129,22 @@ def _publish_run(message: RunMessage) -> None:
         task_id=message.id,
         queue="runs",
         priority=message.priority,
-        headers={"tenant_id": message.tenant_id, "flow": message.flow},
+        headers=_headers(message.tenant_id, message.flow, message.lane),
     )
+
+
+def _publish_poll(message: PollMessage) -> None:
+    poll.apply_async(
+        args=(message.tenant_id, message.workflow_id),
+        task_id=message.id,
+        queue="runs",
+        headers=_headers(message.tenant_id, message.workflow_id, message.lane),
+    )
+
+
+def _headers(tenant_id: str, flow: str, lane: Lane | None) -> dict[str, Any]:
+    """Which lane the message belongs to, and what that lane's plan says."""
+    return {"tenant_id": tenant_id, "flow": flow} | ({} if lane is None else {"lane": lane})
 
 
 @app.task(name="fairlane.run", bind=True)
@@ -185,7 +191,7 @@ app.conf.beat_schedule = {
 
 def scheduler() -> triggers.Scheduler:
     parts = services()
-    return triggers.Scheduler(parts.database, parts.runs, parts.publisher.publish_poll)
+    return triggers.Scheduler(parts.database, parts.runs, parts.publisher)
 
 
 def pollers() -> triggers.Poller:

@@ -28,6 +28,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Sequence,
     SmallInteger,
     Table,
     Text,
@@ -87,16 +88,32 @@ def _of_tenant(table: str) -> ForeignKeyConstraint:
     return ForeignKeyConstraint(("tenant_id",), ["tenants.id"], name=f"fk_{table}_tenant_id", ondelete="CASCADE")
 
 
+limits_version = Sequence("limits_version", metadata=metadata)
+"""Orders all configurations of all lanes: a lane never goes back to an older one."""
+
+plans = Table(
+    "plans",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("limits", JSONB, nullable=False, doc="every limit of `engine.plans.Limits`; null is unlimited"),
+    Column("limits_version", BigInteger, nullable=False),
+    info=_tenant_info(visible="true", grants=("SELECT",)),
+)
+
 tenants = Table(
     "tenants",
     metadata,
     Column("id", Text, primary_key=True),
     Column("name", Text, nullable=False),
-    Column("plan", Text, nullable=False, server_default="free"),
+    Column("plan", Text, ForeignKey("plans.name", name="fk_tenants_plan"), nullable=False, server_default="free"),
     Column("status", Text, nullable=False, server_default="active"),
+    Column("limits", JSONB, nullable=False, server_default=text("'{}'::jsonb"), doc="what differs from the plan"),
+    Column("limits_version", BigInteger, nullable=False, server_default="0"),
     _moment("created_at", now=True),
     CheckConstraint(_one_of("status", ("active", "suspended", "deleted")), name="status"),
-    info=_tenant_info(visible=f"id = {CURRENT_TENANT}", grants=("SELECT", "UPDATE")),
+    Index("ix_tenants_plan_id", "plan", "id"),
+    # Besides, the tenant role may UPDATE the column `name`: an organization changes neither its plan nor its limits.
+    info=_tenant_info(visible=f"id = {CURRENT_TENANT}", grants=("SELECT",)),
 )
 
 users = Table(

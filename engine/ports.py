@@ -120,6 +120,14 @@ class PollSource(Protocol):
         ...
 
 
+Lane: TypeAlias = Mapping[str, float]
+"""What the plan says of a tenant's lane, as Postgres's ``lane_config`` makes it: weight, cap, rate, burst and version.
+
+It travels with every message, so that a broker that lost its data knows the lanes again. An older version changes
+nothing.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class RunMessage:
     """What travels over the broker for one attempt of a run: ids only. `flow` is the workflow's id."""
@@ -130,6 +138,7 @@ class RunMessage:
     priority: int = 5
     attempt: int = 0
     """The attempts that began before; so a run that is queued again is a new message, and a repetition is not."""
+    lane: Lane | None = None
 
     @property
     def id(self) -> str:
@@ -137,11 +146,29 @@ class RunMessage:
         return f"{self.run_id}.{self.attempt}" if self.attempt else self.run_id
 
 
+@dataclass(frozen=True, slots=True)
+class PollMessage:
+    """What travels over the broker for one poll of one trigger; it is charged to the tenant like a run."""
+
+    tenant_id: str
+    workflow_id: str
+    lane: Lane | None = None
+
+    @property
+    def id(self) -> str:
+        """The same for every poll of the trigger: two of them never wait at once."""
+        return f"poll:{self.workflow_id}"
+
+
 class Publisher(Protocol):
-    """The way from a committed run to a worker. Publishing the same message id twice is one message."""
+    """The way from Postgres to a worker. Publishing the same message id twice is one message."""
 
     def publish(self, messages: Iterable[RunMessage]) -> None:
         """Hand over; raises `engine.errors.Unavailable` when the broker does not answer in time."""
+        ...
+
+    def publish_poll(self, message: PollMessage) -> None:
+        """Hand over a poll; raises Unavailable likewise."""
         ...
 
     def holds(self, message_ids: Sequence[str]) -> set[str]:

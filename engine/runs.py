@@ -65,7 +65,9 @@ class Runs:
         if run is None:
             return Started(self._existing(session, request), existing=True)
         if run["status"] == RunState.QUEUED:
-            message = RunMessage(run["id"], session.tenant_id, run["workflow_id"], run["priority"])
+            message = RunMessage(
+                run["id"], session.tenant_id, run["workflow_id"], run["priority"], lane=run.pop("lane")
+            )
             session.after_commit(lambda: self.publish_or_leave(message))
         return Started(run, existing=False)
 

@@ -84,7 +84,7 @@ class Sweeper:
 
 
 def _message(row: Row) -> RunMessage:
-    return RunMessage(row["id"], row["tenant_id"], row["workflow_id"], row["priority"], row["attempt"])
+    return RunMessage(row["id"], row["tenant_id"], row["workflow_id"], row["priority"], row["attempt"], row["lane"])
 
 
 def _message_ids(row: Row) -> tuple[str, ...]:

@@ -1,13 +1,19 @@
 -- name: start_run
 -- Why one statement: admission, insert and dedupe cost one round trip; no row means look closer (runs.start).
+WITH tenant AS (
+    SELECT t.id, lane_config(p.limits || t.limits, greatest(p.limits_version, t.limits_version)) AS lane
+    FROM tenants t JOIN plans p ON p.name = t.plan
+    WHERE t.id = :tenant_id AND t.status = 'active'
+)
 INSERT INTO runs (tenant_id, id, workflow_id, version, status, trigger, input, priority, idempotency_key, replay_of,
                   wait_reason)
-SELECT tenant_id, :run_id, id, coalesce(:version::int, version), :status, :trigger, :input::jsonb, :priority,
+SELECT w.tenant_id, :run_id, w.id, coalesce(:version::int, w.version), :status, :trigger, :input::jsonb, :priority,
        :idempotency_key, :replay_of, :wait_reason
-FROM workflows
-WHERE tenant_id = :tenant_id AND id = :workflow_id AND is_active AND deleted_at IS NULL
+FROM workflows w JOIN tenant ON tenant.id = w.tenant_id
+WHERE w.tenant_id = :tenant_id AND w.id = :workflow_id AND w.is_active AND w.deleted_at IS NULL
 ON CONFLICT (tenant_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
-RETURNING id, workflow_id, version, status, trigger, priority, attempt, replay_of, queued_at, wait_reason;
+RETURNING id, workflow_id, version, status, trigger, priority, attempt, replay_of, queued_at, wait_reason,
+          (SELECT lane FROM tenant) AS lane;
 
 -- name: begin_run
 -- Why compare-and-set: the attempt is the fencing token; a run in a living worker's hands is not taken from it.
@@ -87,34 +93,37 @@ LIMIT 2;
 -- name: due_triggers
 -- Why SKIP LOCKED: any number of beats take different rows, and a row is advanced in the transaction that fires it.
 SELECT t.tenant_id, t.workflow_id, t.type, t.config, t.next_fire_at, t.last_fired_at, now() AS now
-FROM triggers t
+FROM triggers t JOIN tenants o ON o.id = t.tenant_id AND o.status = 'active'
 WHERE t.next_fire_at <= now()
 ORDER BY t.next_fire_at
 LIMIT :limit
-FOR UPDATE SKIP LOCKED;
+FOR UPDATE OF t SKIP LOCKED;
 
 -- name: overdue_runs
 -- Why: what the sweeper asks the broker about; queued and not begun, or begun and silent.
-SELECT tenant_id, id, workflow_id, priority, status, attempt
-FROM runs
-WHERE finished_at IS NULL
-  AND ((status = 'queued' AND queued_at < now() - :queued_seconds * interval '1 second')
-    OR (status = 'running' AND heartbeat_at < now() - :silent_seconds * interval '1 second'))
-  AND id > :after
-ORDER BY id
+SELECT r.tenant_id, r.id, r.workflow_id, r.priority, r.status, r.attempt,
+       lane_config(p.limits || t.limits, greatest(p.limits_version, t.limits_version)) AS lane
+FROM runs r JOIN tenants t ON t.id = r.tenant_id AND t.status = 'active' JOIN plans p ON p.name = t.plan
+WHERE r.finished_at IS NULL
+  AND ((r.status = 'queued' AND r.queued_at <= now() - :queued_seconds * interval '1 second')
+    OR (r.status = 'running' AND r.heartbeat_at < now() - :silent_seconds * interval '1 second'))
+  AND r.id > :after
+ORDER BY r.id
 LIMIT :limit;
 
 -- name: wake_runs
 -- Why SKIP LOCKED: any number of sweepers wake different runs.
 UPDATE runs r SET status = 'queued', wait_reason = NULL, wake_at = NULL
 FROM (
-    SELECT tenant_id, id FROM runs
-    WHERE finished_at IS NULL AND status = 'waiting' AND wake_at <= now()
+    SELECT w.tenant_id, w.id,
+           lane_config(p.limits || t.limits, greatest(p.limits_version, t.limits_version)) AS lane
+    FROM runs w JOIN tenants t ON t.id = w.tenant_id AND t.status = 'active' JOIN plans p ON p.name = t.plan
+    WHERE w.finished_at IS NULL AND w.status = 'waiting' AND w.wake_at <= now()
     LIMIT :limit
-    FOR UPDATE SKIP LOCKED
+    FOR UPDATE OF w SKIP LOCKED
 ) due
 WHERE r.tenant_id = due.tenant_id AND r.id = due.id
-RETURNING r.tenant_id, r.id, r.workflow_id, r.priority, r.status, r.attempt;
+RETURNING r.tenant_id, r.id, r.workflow_id, r.priority, r.status, r.attempt, due.lane;
 
 -- name: caller_by_user
 -- Why outer joins: no row means no such user, a row without a role means no member; the caller is told which.
