@@ -26,6 +26,7 @@ from engine.db import TenantSession, dump_json
 from engine.errors import VaultError
 from engine.ports import KeyProvider
 from engine.repository import credentials as stored
+from engine.repository import triggers
 
 NONCE_BYTES = 12
 KEY_BYTES = 32
@@ -92,10 +93,10 @@ class Vault:
         return Secret[dict[str, Any]](json.loads(plaintext))
 
     def rotate(self, session: TenantSession) -> int:
-        """Give the tenant a new data key and re-encrypt all its credentials under it; the old keys are shredded.
+        """Give the tenant a new data key and re-encrypt all its secrets under it; the old keys are shredded.
 
-        Returns how many credentials were re-encrypted. Broken ones are left as they are. Readers are not disturbed:
-        they fetch ciphertext and key in one statement.
+        Returns how many credentials and webhook secrets were re-encrypted. Broken ones are left as they are. Readers
+        are not disturbed: they fetch ciphertext and key in one statement.
         """
         stored.lock_keys(session, exclusive=True)
         rows = stored.all_with_keys(session)
@@ -112,7 +113,22 @@ class Vault:
                 session, row["id"], sealed.ciphertext, key_version=version, fingerprint=sealed.fingerprint
             )
             done += 1
+        done += self._rotate_webhooks(session, version=version, key=key)
         stored.delete_unused_keys(session, keep=version)
+        return done
+
+    def _rotate_webhooks(self, session: TenantSession, *, version: int, key: bytes) -> int:
+        done = 0
+        for row in triggers.sealed_secrets(session):
+            try:
+                data = self.open(session, row).get_secret_value()
+            except VaultError:
+                continue
+            sealed = self._seal(session.tenant_id, row["id"], data, version=version, key=key)
+            triggers.replace_sealed(
+                session, row["workflow_id"], sealed.ciphertext, key_version=version, fingerprint=sealed.fingerprint
+            )
+            done += 1
         return done
 
     def rewrap(self, session: TenantSession) -> int:

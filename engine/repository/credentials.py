@@ -10,6 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from engine.db import Row, TenantSession
 from engine.models import credentials, data_keys
+from engine.repository.triggers import sealed_key_versions
 
 PUBLIC = (
     credentials.c.id,
@@ -72,9 +73,15 @@ def replace_wrapping(session: TenantSession, version: int, *, master_key_id: str
 
 
 def delete_unused_keys(session: TenantSession, *, keep: int) -> None:
-    """Shred the keys that no credential needs any more."""
+    """Shred the keys that no credential and no webhook secret needs any more."""
     needed = sa.select(credentials.c.key_version).where(credentials.c.key_version.is_not(None))
-    session.execute(sa.delete(data_keys).where(data_keys.c.version != keep, data_keys.c.version.not_in(needed)))
+    session.execute(
+        sa.delete(data_keys).where(
+            data_keys.c.version != keep,
+            data_keys.c.version.not_in(needed),
+            data_keys.c.version.not_in(sealed_key_versions()),
+        )
+    )
 
 
 def insert_credential(session: TenantSession, values: Mapping[str, Any]) -> Row | None:

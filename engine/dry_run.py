@@ -1,0 +1,176 @@
+"""What a run of a workflow would do, without doing it: conditions and templates are evaluated, actions are not called.
+
+Nothing is stored, decrypted or sent. What an action would answer is not known, so what reads it is not known either;
+`would` then shows the text as written and names the steps that it waits for. Only `debug.echo` is known: it answers its
+input. Values under keys that usually hold secrets are masked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from engine.definition import Step, Workflow
+from engine.errors import ExpressionFailed
+from engine.expressions import Evaluator, expressions_in, render_legacy, step_references
+from engine.ports import Action, Json
+from engine.states import StepState
+from engine.templates import pointer
+
+MASK = "**********"
+ECHO = "debug.echo"
+
+_SECRET_KEY = re.compile(r"authorization|cookie|password|passwd|secret|signature|token|api[-_]?key", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """A walk over the steps of one workflow."""
+
+    workflow: Workflow
+    workflow_id: str
+    version: int
+    actions: Mapping[str, Action]
+    credentials: Mapping[str, str]
+    """Name to service of those that the organization has."""
+    evaluator: Evaluator
+
+    def run(self, trigger: Json) -> list[dict[str, Json]]:
+        """``{id, would}`` for each step, in the order in which they would run; `trigger` is what expressions see.
+
+        `would` is ``{action, with, credential, has_effects}``, with ``unknown`` ``[{pointer, needs}]`` where something
+        waits for an answer; or ``{skip: reason}``, or ``{fail: reason}``, after which nothing would run.
+        """
+        walk = _Walk(self._roots(trigger))
+        found = []
+        for step in self._ordered():
+            would = {"skip": f"The step {walk.failed} would have failed."} if walk.failed else self._would(step, walk)
+            if "fail" in would and walk.failed is None:
+                walk.failed = step.id
+            found.append({"id": step.id, "would": would})
+        return found
+
+    def _ordered(self) -> Iterator[Step]:
+        steps = {step.id: step for step in self.workflow.steps}
+        return (steps[step_id] for wave in self.workflow.plan() for step_id in wave)
+
+    def _roots(self, trigger: Json) -> dict[str, Any]:
+        now = datetime.now(UTC).isoformat()
+        return {
+            "trigger": trigger,
+            "steps": {},
+            "run": {"id": "run_dry", "attempt": 1, "queued_at": now},
+            "workflow": {"id": self.workflow_id, "name": self.workflow.name, "version": self.version},
+        }
+
+    def _would(self, step: Step, walk: _Walk) -> dict[str, Json]:
+        action = self.actions.get(step.action)
+        if action is None:
+            return {"fail": f"There is no action {step.action}."}
+        unknown: list[dict[str, Json]] = []
+        try:
+            if step.if_ is not None and not self._condition(step.if_, walk, unknown):
+                walk.note(step.id, StepState.SKIPPED, output=None)
+                return {"skip": "Its condition is not true."}
+            values = self._with(step, walk, unknown)
+            credential = self._credential(step, action)
+            if not unknown:
+                action.input_model.model_validate(values)
+        except (ExpressionFailed, _WouldFail) as error:
+            return {"fail": str(error)}
+        except ValidationError as error:
+            return {"fail": "; ".join(_sentences(error))}
+        known = step.action == ECHO and not unknown
+        walk.note(step.id, StepState.SUCCEEDED, **({"output": values} if known else {}))
+        would = {"action": step.action, "with": masked(values), "credential": credential}
+        return {**would, "has_effects": action.has_effects, **({"unknown": unknown} if unknown else {})}
+
+    def _condition(self, source: str, walk: _Walk, unknown: list[dict[str, Json]]) -> bool:
+        """Whether the step would run; also when nobody can know yet, which `unknown` then says."""
+        try:
+            return self.evaluator.condition(source, walk.roots)
+        except ExpressionFailed as error:
+            needs = walk.unknown_among([source])
+            if not needs:
+                raise _WouldFail(f"if: {error.detail}") from None
+            unknown.append({"pointer": "/if", "needs": needs})
+            return True
+
+    def _with(self, step: Step, walk: _Walk, unknown: list[dict[str, Json]]) -> Json:
+        if step.templates == "legacy":
+            trigger = walk.roots["trigger"]
+            return render_legacy(step.with_, trigger.get("body") if isinstance(trigger, Mapping) else None)
+        return self._rendered(step.with_, "/with", walk, unknown)
+
+    def _rendered(self, value: Json, place: str, walk: _Walk, unknown: list[dict[str, Json]]) -> Json:
+        if isinstance(value, Mapping):
+            return {key: self._rendered(item, pointer(place, key), walk, unknown) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._rendered(item, pointer(place, n), walk, unknown) for n, item in enumerate(value)]
+        if not isinstance(value, str) or "{{" not in value:
+            return value
+        try:
+            return self.evaluator.render(value, walk.roots)
+        except ExpressionFailed as error:
+            needs = walk.unknown_among([source for _, source in expressions_in(value)])
+            if not needs:
+                raise _WouldFail(f"{place.lstrip('/').replace('/', '.')}: {error.detail}") from None
+            unknown.append({"pointer": place, "needs": needs})
+            return value
+
+    def _credential(self, step: Step, action: Action) -> str | None:
+        """The name of the credential that would be used."""
+        if action.service is None or (step.credential is None and not action.credential_required):
+            return None
+        fitting = [name for name, service in self.credentials.items() if service == action.service]
+        if step.credential is not None:
+            if step.credential not in fitting:
+                raise _WouldFail(f"There is no credential {step.credential!r} for {action.service}.")
+            return step.credential
+        if len(fitting) != 1:
+            number = "no credential" if not fitting else f"{len(fitting)} credentials"
+            raise _WouldFail(f"There is {number} for {action.service}, and the step names none.")
+        return fitting[0]
+
+
+class _WouldFail(Exception):
+    """The step would fail, for this reason."""
+
+
+@dataclass(slots=True)
+class _Walk:
+    """What is known so far."""
+
+    roots: dict[str, Any]
+    unknown: set[str] = field(default_factory=set)
+    """Steps that would succeed with an answer that is not known."""
+    failed: str | None = None
+
+    def note(self, step_id: str, status: StepState, **known: Json) -> None:
+        """What later steps see of this one; without ``output`` its answer is unknown."""
+        self.roots["steps"][step_id] = {"status": status.value, **known}
+        if "output" not in known:
+            self.unknown.add(step_id)
+
+    def unknown_among(self, sources: Sequence[str]) -> list[Json]:
+        """The steps with unknown answers that the expressions read."""
+        return sorted({name for source in sources for name in step_references(source)} & self.unknown)
+
+
+def masked(value: Json, key: str = "") -> Json:
+    """A copy with `MASK` in place of the texts under keys that usually hold secrets."""
+    if isinstance(value, Mapping):
+        return {name: masked(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked(item, key) for item in value]
+    return MASK if isinstance(value, str) and value and _SECRET_KEY.search(key) else value
+
+
+def _sentences(error: ValidationError) -> Iterator[str]:
+    for fault in error.errors(include_input=False, include_url=False):
+        yield f"with.{'.'.join(map(str, fault['loc']))}: {fault['msg']}"

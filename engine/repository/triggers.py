@@ -1,0 +1,183 @@
+"""Triggers: one row for each workflow, with when it falls due, where a poll goes on, and why it is paused.
+
+`config` is the trigger of the workflow's document, without its secret; a webhook's secret is the key ``sealed``, an
+encrypted value that `engine.vault` opens.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB, insert
+
+from engine.db import Row, SystemSession, TenantSession
+from engine.errors import Conflict, FairlaneError
+from engine.models import data_keys, poll_items, triggers, workflows
+from engine.ports import Json
+
+_HAS_SECRET = triggers.c.config.has_key("sealed")
+_KEY_VERSION = triggers.c.config["sealed"]["key_version"].astext.cast(sa.Integer)
+_SAVEPOINT, _UNDO, _RELEASE = (sa.text(f"{verb} attempt") for verb in ("SAVEPOINT", "ROLLBACK TO", "RELEASE"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advance:
+    """What becomes of a due trigger: when it falls due again (None: never), and why it is paused, if it is."""
+
+    tenant_id: str
+    workflow_id: str
+    next_fire_at: datetime | None
+    last_fired_at: datetime | None = None
+    paused_reason: str | None = None
+
+
+def due(session: SystemSession, *, limit: int) -> list[Row]:
+    """Lock the longest due triggers that nobody else has locked; ``now`` of each row is the database's."""
+    return session.query("due_triggers", limit=limit)
+
+
+def advance(session: SystemSession, advances: Sequence[Advance]) -> None:
+    session.query(
+        "advance_triggers",
+        tenant_ids=[item.tenant_id for item in advances],
+        workflow_ids=[item.workflow_id for item in advances],
+        next_fire_ats=[item.next_fire_at for item in advances],
+        last_fired_ats=[item.last_fired_at for item in advances],
+        paused_reasons=[item.paused_reason for item in advances],
+    )
+
+
+@contextlib.contextmanager
+def attempt(session: TenantSession) -> Iterator[None]:
+    """A savepoint: when the block raises, its writes are undone and the transaction can go on.
+
+    Rows that the database refuses are a Conflict ``unstorable``.
+    """
+    session.execute(_SAVEPOINT)
+    try:
+        yield
+    except (psycopg.IntegrityError, psycopg.DataError) as error:
+        session.execute(_UNDO)
+        raise Conflict(f"The database refuses the run: {error.diag.message_primary}.", code="unstorable") from error
+    except FairlaneError:
+        session.execute(_UNDO)
+        raise
+    session.execute(_RELEASE)
+
+
+def get(session: TenantSession, workflow_id: str, *, lock: bool = False) -> Row | None:
+    """The trigger of a workflow; ``now`` is the database's. `lock` keeps others from changing it meanwhile."""
+    statement = sa.select(triggers, sa.func.now().label("now")).where(triggers.c.workflow_id == workflow_id)
+    return session.row(statement.with_for_update() if lock else statement)
+
+
+def put(session: TenantSession, workflow_id: str, values: Mapping[str, Any]) -> None:
+    """Insert the trigger of a workflow, or change what `values` names."""
+    row = {"tenant_id": session.tenant_id, "workflow_id": workflow_id, **values}
+    session.execute(
+        insert(triggers).values(row).on_conflict_do_update(index_elements=("tenant_id", "workflow_id"), set_=values)
+    )
+
+
+def change(session: TenantSession, workflow_id: str, values: Mapping[str, Any]) -> None:
+    session.execute(sa.update(triggers).where(triggers.c.workflow_id == workflow_id).values(values))
+
+
+def delete(session: TenantSession, workflow_id: str) -> None:
+    """Forget the trigger and what its polls have seen."""
+    session.execute(sa.delete(triggers).where(triggers.c.workflow_id == workflow_id))
+    forget_items(session, workflow_id)
+
+
+def tenant_of(session: SystemSession, workflow_id: str) -> str | None:
+    """Whose workflow it is: the sender of a webhook names nothing else. Never changes."""
+    row = session.row(sa.select(workflows.c.tenant_id).where(workflows.c.id == workflow_id))
+    return None if row is None else str(row["tenant_id"])
+
+
+def webhook_target(session: TenantSession, workflow_id: str) -> Row | None:
+    """The workflow and its trigger; ``secret`` is a row for `Vault.open`, None when the trigger has no secret."""
+    rows = session.query("webhook_target", tenant_id=session.tenant_id, workflow_id=workflow_id)
+    if not rows:
+        return None
+    row = rows[0]
+    sealed = row.pop("sealed")
+    row["secret"] = None if sealed is None else _secret_row(row, sealed)
+    return row
+
+
+def sealed_secrets(session: TenantSession) -> list[Row]:
+    """The sealed secrets of all the tenant's webhooks as rows for `Vault.open`, for rotation."""
+    statement = (
+        sa.select(
+            triggers.c.workflow_id.label("id"),
+            triggers.c.config["sealed"].label("sealed"),
+            data_keys.c.master_key_id,
+            data_keys.c.wrapped,
+        )
+        .select_from(triggers)
+        .outerjoin(data_keys, (data_keys.c.tenant_id == triggers.c.tenant_id) & (data_keys.c.version == _KEY_VERSION))
+        .where(_HAS_SECRET)
+        .with_for_update(of=triggers)
+    )
+    return [_secret_row(row, row["sealed"]) | {"workflow_id": row["id"]} for row in session.rows(statement)]
+
+
+def sealed_key_versions() -> sa.Select[tuple[int]]:
+    """The data keys that webhook secrets are sealed under, as a subquery."""
+    return sa.select(_KEY_VERSION).where(_HAS_SECRET)
+
+
+def sealed(ciphertext: bytes, *, key_version: int, fingerprint: str) -> dict[str, Json]:
+    """A sealed secret as `config` holds it."""
+    return {
+        "ciphertext": base64.b64encode(ciphertext).decode(),
+        "key_version": key_version,
+        "fingerprint": fingerprint,
+    }
+
+
+def replace_sealed(
+    session: TenantSession, workflow_id: str, ciphertext: bytes, *, key_version: int, fingerprint: str
+) -> None:
+    value = {"sealed": sealed(ciphertext, key_version=key_version, fingerprint=fingerprint)}
+    change(session, workflow_id, {"config": triggers.c.config.concat(sa.cast(value, JSONB))})
+
+
+def secret_place(workflow_id: str) -> str:
+    """The row that a webhook's secret is bound to: its associated data in the vault."""
+    return f"trigger:{workflow_id}"
+
+
+def remember_items(session: TenantSession, workflow_id: str, item_ids: Iterable[str]) -> set[str]:
+    """Those of `item_ids` that this workflow has not seen before; from now on it has."""
+    rows = session.query(
+        "remember_items", tenant_id=session.tenant_id, workflow_id=workflow_id, item_ids=list(item_ids)
+    )
+    return {row["item_id"] for row in rows}
+
+
+def forget_items(session: TenantSession, workflow_id: str, *, older_than: timedelta | None = None) -> None:
+    statement = sa.delete(poll_items).where(poll_items.c.workflow_id == workflow_id)
+    if older_than is not None:
+        statement = statement.where(poll_items.c.seen_at < sa.func.now() - older_than)
+    session.execute(statement)
+
+
+def _secret_row(row: Mapping[str, Any], value: Mapping[str, Any]) -> Row:
+    return {
+        "id": secret_place(row["id"]),
+        "name": f"webhook secret of {row['id']}",
+        "ciphertext": base64.b64decode(value["ciphertext"]),
+        "key_version": value["key_version"],
+        "master_key_id": row["master_key_id"],
+        "wrapped": row["wrapped"],
+        "broken_reason": None,
+    }
