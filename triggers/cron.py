@@ -33,16 +33,6 @@ GRACE = timedelta(minutes=1)
 MAX_COUNTED = 1000
 """Missed fires of a cron are counted up to here."""
 
-NICKNAMES = {
-    "@hourly": "0 * * * *",
-    "@daily": "0 0 * * *",
-    "@midnight": "0 0 * * *",
-    "@weekly": "0 0 * * 0",
-    "@monthly": "0 0 1 * *",
-    "@yearly": "0 0 1 1 *",
-    "@annually": "0 0 1 1 *",
-}
-
 
 class Missed(StrEnum):
     """What to do about fires that passed while no scheduler ran."""
@@ -62,17 +52,17 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Cron:
-    """Five fields, minute to day of week, read in a time zone; or a nickname such as ``@daily``."""
+    """Five fields, minute to day of week, read in a time zone."""
 
     expression: str
     timezone: str = "UTC"
 
     def __post_init__(self) -> None:
-        if self.expression not in NICKNAMES and len(self.expression.split()) != 5:
+        if len(self.expression.split()) != 5:
             raise ValueError("a cron has five fields: minute, hour, day of month, month, day of week")
         zone(self.timezone)
         try:
-            CronSim(self._fields, datetime(2000, 1, 1, tzinfo=UTC))
+            CronSim(self.expression, datetime(2000, 1, 1, tzinfo=UTC))
         except CronSimError as error:
             raise ValueError(f"{self.expression!r} is not a cron: {str(error).lower()}") from None
 
@@ -95,16 +85,12 @@ class Cron:
         """The first fire after `until`."""
         return self.first(until)
 
-    @property
-    def _fields(self) -> str:
-        return NICKNAMES.get(self.expression, self.expression)
-
     def _until(self, start: datetime, until: datetime) -> Iterator[datetime]:
         return takewhile(lambda fire: fire <= until, self._after(start))
 
     def _after(self, moment: datetime) -> Iterator[datetime]:
         """Strictly after `moment`. In the second pass of a fold the library looks back into the first: skip that."""
-        fires = (fire.astimezone(UTC) for fire in CronSim(self._fields, moment.astimezone(zone(self.timezone))))
+        fires = (fire.astimezone(UTC) for fire in CronSim(self.expression, moment.astimezone(zone(self.timezone))))
         return (fire for fire in fires if fire > moment)
 
 
