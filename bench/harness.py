@@ -40,6 +40,8 @@ class Worker:
     pool: str = "threads"
     concurrency: int = 4
     prefetch: int = 1
+    queues: str = "runs"
+    level: str = "INFO"
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Worker:
@@ -51,16 +53,16 @@ class Worker:
             "BENCH_JOURNAL": self.journal,
             "PYTHONPATH": str(ROOT),
         }
-        command = [sys.executable, "-m", "celery", "-A", "bench.fairshare_app", "worker", "-l", "INFO", "-Q", "runs"]
+        command = [sys.executable, "-m", "celery", "-A", "bench.fairshare_app", "worker", "-l", self.level]
         command += ["-P", self.pool, "-c", str(self.concurrency), "-n", f"w{time.monotonic_ns()}@bench"]
-        command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+        command += ["-Q", self.queues, "--without-gossip", "--without-mingle", "--without-heartbeat"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
         return self
 
     def ready(self) -> Worker:
         def says_so() -> bool:
-            return b" ready." in self.log.read_bytes()
+            return b" ready." in self.log.read_bytes()  # celery says so at any log level of INFO or below
 
         until(says_so, within=30, what=f"a worker ({self.log}) becoming ready")
         return self
