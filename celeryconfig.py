@@ -4,7 +4,7 @@ JSON only, ids in messages, acknowledged late: a message leaves the broker when 
 Publishing is not retried here: a run is in Postgres before it is published, and the sweeper publishes what was not.
 """
 
-from kombu import Queue
+from kombu.entity import Queue
 
 from engine import fairshare
 from engine.settings import settings
