@@ -39,7 +39,7 @@ bench: $(DEV) ## Run every benchmark
 	@for name in $(BENCHES); do $(MAKE) --no-print-directory bench-$$name || exit 1; done
 
 bench-%: $(DEV) ## Run one benchmark, such as bench-broker
-	@$(BIN)/python bench/$(subst -,_,$*).py
+	@$(BIN)/python -m bench.$(subst -,_,$*)
 
 migrate: $(RUNTIME) ## Bring the database to the newest schema
 	@$(BIN)/fairlane migrate
