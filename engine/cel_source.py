@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from engine.cel_wire import ROOTS
 from engine.ports import Json
@@ -139,7 +139,7 @@ def needed(sources: Sequence[str], context: Mapping[str, Json]) -> dict[Key, Jso
     result: dict[Key, Json] = {}
     for keys in _ends(tuple(sources)):
         target: dict[Key, Json] = result
-        value: Mapping[Key, Json] = {**context}
+        value: Mapping[Any, Json] = context
         for key, following in zip(keys, (*keys[1:], None), strict=True):
             if key not in value:
                 break

@@ -59,7 +59,8 @@ class Runs:
     def start(self, session: TenantSession, request: Start) -> Started:
         """Store a run and publish it after commit.
 
-        Raises NotFound for a workflow that is not this tenant's, Conflict ``workflow_inactive`` for one that is off.
+        Raises NotFound for a workflow that is not this tenant's, Conflict ``workflow_inactive`` for one that is off,
+        ``tenant_suspended`` when the whole organization is.
         """
         run = stored.insert(session, _columns(request))
         if run is None:
@@ -91,6 +92,8 @@ class Runs:
         workflow = stored.why_not_started(session, request.workflow_id)
         if workflow is None:
             raise NotFound(f"There is no workflow {request.workflow_id}.")
+        if workflow["tenant_status"] != "active":
+            raise Conflict("The organization is suspended; nothing of it starts.", code="tenant_suspended")
         reason = workflow["inactive_reason"] or "it was switched off"
         raise Conflict(f"The workflow {request.workflow_id} is not active: {reason}.", code="workflow_inactive")
 

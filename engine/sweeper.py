@@ -3,6 +3,8 @@
 `Sweeper.run_once` wakes runs whose time has come, and publishes again what the broker does not hold: runs whose
 publishing failed or never happened, that Redis lost, or whose worker fell silent. Publishing is idempotent, so a repair
 too many harms nothing, and any number of sweepers may run. Every repair is counted by kind and logged.
+
+A backlog of a million runs is looked through in pieces: each sweep goes on where the last one of this sweeper ended.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from engine.states import RunState
 
 BATCH = 500
 MAX_BATCHES = 20
+"""Of one sweep: so that it ends, and waking is never far away."""
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +46,7 @@ class Sweeper:
         self._publisher = publisher
         self._queued_seconds = queued_seconds
         self._silent_seconds = silent_seconds
+        self._after = ""
 
     def run_once(self) -> Result:
         """Raises Unavailable when Postgres or the broker does not answer; the next sweep repeats what is missing."""
@@ -66,21 +70,20 @@ class Sweeper:
         return len(woken)
 
     def _overdue(self) -> Iterator[Sequence[Row]]:
-        after = ""
         for _ in range(MAX_BATCHES):
             with self._database.system() as session:
                 batch = runs.overdue(
                     session,
                     queued_seconds=self._queued_seconds,
                     silent_seconds=self._silent_seconds,
-                    after=after,
+                    after=self._after,
                     limit=BATCH,
                 )
             if batch:
                 yield batch
-            if len(batch) < BATCH:
+            self._after = batch[-1]["id"] if len(batch) == BATCH else ""
+            if not self._after:
                 return
-            after = batch[-1]["id"]
 
 
 def _message(row: Row) -> RunMessage:

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from engine.db import Row, SystemSession, TenantSession, dump_json
-from engine.models import runs, workflows
+from engine.models import runs, tenants, workflows
 from engine.ports import Json
 from engine.states import RunState
 
@@ -37,11 +37,11 @@ def by_idempotency_key(session: TenantSession, key: str) -> Row | None:
 
 
 def why_not_started(session: TenantSession, workflow_id: str) -> Row | None:
-    """Whether the workflow is active, and why not; None when it does not exist."""
+    """Whether the workflow is active, and why not; whether its tenant is; None when it does not exist."""
     return session.row(
-        sa.select(workflows.c.is_active, workflows.c.inactive_reason).where(
-            workflows.c.id == workflow_id, workflows.c.deleted_at.is_(None)
-        )
+        sa.select(workflows.c.is_active, workflows.c.inactive_reason, tenants.c.status.label("tenant_status"))
+        .join(tenants, tenants.c.id == workflows.c.tenant_id)
+        .where(workflows.c.id == workflow_id, workflows.c.deleted_at.is_(None))
     )
 
 

@@ -104,7 +104,7 @@ FOR UPDATE OF t SKIP LOCKED;
 SELECT r.tenant_id, r.id, r.workflow_id, r.priority, r.status, r.attempt,
        lane_config(p.limits || t.limits, greatest(p.limits_version, t.limits_version)) AS lane
 FROM runs r JOIN tenants t ON t.id = r.tenant_id AND t.status = 'active' JOIN plans p ON p.name = t.plan
-WHERE r.finished_at IS NULL
+WHERE r.finished_at IS NULL AND r.wait_reason IS NULL
   AND ((r.status = 'queued' AND r.queued_at <= now() - :queued_seconds * interval '1 second')
     OR (r.status = 'running' AND r.heartbeat_at < now() - :silent_seconds * interval '1 second'))
   AND r.id > :after
@@ -118,7 +118,8 @@ FROM (
     SELECT w.tenant_id, w.id,
            lane_config(p.limits || t.limits, greatest(p.limits_version, t.limits_version)) AS lane
     FROM runs w JOIN tenants t ON t.id = w.tenant_id AND t.status = 'active' JOIN plans p ON p.name = t.plan
-    WHERE w.finished_at IS NULL AND w.status = 'waiting' AND w.wake_at <= now()
+    WHERE w.wake_at <= now() AND w.status = 'waiting'
+    ORDER BY w.wake_at
     LIMIT :limit
     FOR UPDATE OF w SKIP LOCKED
 ) due

@@ -97,8 +97,9 @@ CREATE TABLE runs (
         CHECK (status <> 'running' OR (started_at IS NOT NULL AND heartbeat_at IS NOT NULL AND attempt > 0)),
     CONSTRAINT ck_runs_wait_reason CHECK ((status IN ('held', 'waiting')) = (wait_reason IS NOT NULL))
 );
-CREATE INDEX ix_runs_tenant_id_workflow_id_id ON runs (tenant_id, workflow_id, id);
-CREATE INDEX ix_runs_unfinished ON runs (status, queued_at) WHERE finished_at IS NULL;
+CREATE INDEX ix_runs_workflow_id_id ON runs (workflow_id, id);
+CREATE INDEX ix_runs_live ON runs (id) WHERE finished_at IS NULL AND wait_reason IS NULL;
+CREATE INDEX ix_runs_wake_at ON runs (wake_at) WHERE wake_at IS NOT NULL;
 CREATE UNIQUE INDEX uq_runs_tenant_id_idempotency_key ON runs (tenant_id, idempotency_key)
     WHERE idempotency_key IS NOT NULL;
 CREATE TABLE steps (

@@ -402,6 +402,19 @@ class TestSweeper:
         assert sweeper.run_once().unpublished == 0
         assert list(parts.publisher.messages) == [run_id]
 
+    def test_a_backlog_longer_than_a_sweep_is_looked_through_to_its_end(
+        self, parts: Parts, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("engine.sweeper.BATCH", 2)
+        monkeypatch.setattr("engine.sweeper.MAX_BATCHES", 1)
+        workflow = parts.workflow(echo())
+        run_ids = [parts.start(workflow) for _ in range(7)]
+        del parts.publisher.messages[run_ids[-1]]
+        repaired = [sweeper.run_once().unpublished for _ in range(4)]
+        assert repaired == [0, 0, 0, 1]
+        del parts.publisher.messages[run_ids[0]]
+        assert sweeper.run_once().unpublished == 1, "then it begins again"
+
     def test_a_run_whose_worker_fell_silent_is_published_under_its_next_id(
         self, parts: Parts, sweeper: Sweeper
     ) -> None:
