@@ -34,17 +34,18 @@ PROGRESS: dict[str, Any] = {
 FILL = """
 INSERT INTO tenants (id, name) SELECT 't' || n, 'T' FROM generate_series(1, 300) n;
 INSERT INTO workflows (id, tenant_id, name, trigger_type, version)
-    SELECT 'wf' || n, 't' || n, 'W', 'schedule', 1 FROM generate_series(1, 300) n;
+    SELECT 'wf' || n, 't' || 1 + mod(n, 300), 'W', 'schedule', 1 FROM generate_series(1, 5000) n;
 INSERT INTO workflow_versions (tenant_id, workflow_id, version, definition, hash)
-    SELECT 't' || n, 'wf' || n, 1, '{}', 'h' FROM generate_series(1, 300) n;
+    SELECT tenant_id, id, 1, '{}', 'h' FROM workflows;
 INSERT INTO triggers (tenant_id, workflow_id, type, config, next_fire_at)
-    SELECT 't' || n, 'wf' || n, 'schedule', '{}', now() + n * interval '1 minute' FROM generate_series(1, 300) n;
+    SELECT tenant_id, id, 'schedule', '{}', now() + random() * interval '1 day' FROM workflows;
 INSERT INTO runs (tenant_id, id, workflow_id, version, status, trigger, input, finished_at, wait_reason, wake_at)
-    SELECT 't' || w, 'run_' || w || '_' || n, 'wf' || w, 1, s, 'api', '{}',
+    SELECT w.tenant_id, 'run_' || w.id || '_' || n, w.id, 1, s, 'api', '{}',
            CASE WHEN s = 'succeeded' THEN now() END, CASE WHEN s = 'waiting' THEN 'sleeping' END,
            CASE WHEN s = 'waiting' THEN now() + n * interval '1 hour' END
-    FROM generate_series(1, 300) w, generate_series(1, 20) n,
-         LATERAL (SELECT CASE mod(n, 10) WHEN 0 THEN 'queued' WHEN 1 THEN 'waiting' ELSE 'succeeded' END) states (s);
+    FROM workflows w, generate_series(1, 3) n,
+         LATERAL (SELECT CASE mod(hashtext(w.id || n), 20)
+                             WHEN 0 THEN 'queued' WHEN 1 THEN 'waiting' ELSE 'succeeded' END) states (s);
 ANALYZE;
 """
 
@@ -58,7 +59,7 @@ def database(module_database_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def filled(database_url: str) -> Iterator[Database]:
-    """300 tenants with 6,000 runs, of which most have ended."""
+    """300 tenants with 15,000 runs, of which most have ended."""
     engine = sa.create_engine(database_url)
     with engine.begin() as connection:
         connection.exec_driver_sql(FILL)
