@@ -20,10 +20,11 @@ from celery.beat import Scheduler as BeatScheduler
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
+from structlog.contextvars import bound_contextvars
 
 import actions
 import triggers
-from engine import fairshare
+from engine import fairshare, logs
 from engine.db import Database
 from engine.errors import Unavailable
 from engine.executor import Executor
@@ -34,6 +35,7 @@ from engine.runs import Runs
 from engine.settings import Settings, settings
 from engine.sweeper import Sweeper
 from engine.vault import MasterKeyRing, Vault
+from engine.workflows import Workflows
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +62,10 @@ class Services:
     publisher: CeleryPublisher
     lanes: fairshare.Lanes
     runs: Runs
+    workflows: Workflows
+    receiver: triggers.Receiver
     executor: Executor
+    sweeper: Sweeper
 
 
 def services() -> Services:
@@ -77,6 +82,7 @@ def _services(_pid: int) -> Services:
     evaluator = Evaluator()
     lanes = fairshare.Lanes(configured.redis_url, queue="runs")
     publisher = CeleryPublisher(lanes)
+    runs = Runs(publisher)
     return Services(
         settings=configured,
         database=database,
@@ -85,8 +91,11 @@ def _services(_pid: int) -> Services:
         evaluator=evaluator,
         publisher=publisher,
         lanes=lanes,
-        runs=Runs(publisher),
+        runs=runs,
+        workflows=Workflows(registry, triggers.KINDS, vault),
+        receiver=triggers.Receiver(database, runs, vault, max_bytes=configured.webhook_max_bytes),
         executor=Executor(Tools(database, vault, registry, evaluator), lease_seconds=configured.lease_seconds),
+        sweeper=Sweeper(database, publisher, silent_seconds=configured.lease_seconds * SILENT_SHARE),
     )
 
 
@@ -150,13 +159,15 @@ def _headers(tenant_id: str, flow: str, lane: Lane | None) -> dict[str, Any]:
 @app.task(name="fairlane.run", bind=True)
 def run(self: Task, tenant_id: str, run_id: str) -> None:
     """Execute one run."""
-    _or_hand_back(self, lambda: services().executor.run(tenant_id, run_id))
+    with bound_contextvars(tenant=tenant_id, run=run_id):
+        _or_hand_back(self, lambda: services().executor.run(tenant_id, run_id))
 
 
 @app.task(name="fairlane.poll", bind=True)
 def poll(self: Task, tenant_id: str, workflow_id: str) -> None:
     """Poll one source once, and start a run for each new item."""
-    _or_hand_back(self, lambda: pollers().poll(tenant_id, workflow_id))
+    with bound_contextvars(tenant=tenant_id, workflow=workflow_id):
+        _or_hand_back(self, lambda: pollers().poll(tenant_id, workflow_id))
 
 
 def _or_hand_back(task: Task, work: Callable[[], object]) -> None:
@@ -178,9 +189,7 @@ def tick_schedules() -> None:
 @app.task(name="fairlane.tick.sweep")
 def tick_sweep() -> None:
     """Repair what a crash left behind."""
-    parts = services()
-    silent = parts.settings.lease_seconds * SILENT_SHARE
-    Sweeper(parts.database, parts.publisher, silent_seconds=silent).run_once()
+    services().sweeper.run_once()
 
 
 app.conf.beat_schedule = {
@@ -232,3 +241,9 @@ def _tick(name: str, task: str) -> None:
 def _charge_from_here(task_id: str, **_context: Any) -> None:
     """A lane pays for the seconds of work, not for those that a message lay in a worker's hand."""
     fairshare.started(task_id)
+
+
+@signals.setup_logging.connect
+def _log_as_we_do(loglevel: int, **_options: Any) -> None:
+    """Whoever answers this signal sets up logging instead of Celery."""
+    logs.configure(settings(), level=loglevel)

@@ -6,10 +6,13 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
 
 from embedded.home import DATA_DIR, DATABASE_URL
+from embedded.printer import JsonPrinter, Printer
+from embedded.program import Child
 from engine.errors import ConfigurationError
 from engine.settings import Settings
 
@@ -62,13 +65,19 @@ def worker(number: int, *, concurrency: int) -> tuple[str, ...]:
 
 
 def worker_is_ready(line: str) -> bool:
-    """Whether Celery says with this line that it takes tasks."""
-    return line.endswith(" ready.") or '"event": "ready' in line
+    """Whether Celery says with this line, in either form of log lines, that it takes tasks."""
+    return " ready." in line
+
+
+def printer(children: Sequence[Child], settings: Settings) -> Printer:
+    """How the words of `children` are shown: in the form of the log lines."""
+    kind = JsonPrinter if settings.log_format == "json" else Printer
+    return kind([child.name for child in children])
 
 
 def beat() -> tuple[str, ...]:
     """A stock Celery beat. It keeps no state of its own: what is due is decided by rows in Postgres."""
-    return _celery("beat", "--pidfile=", "-l", "WARNING")
+    return _celery("beat", "--pidfile=", "-l", "INFO")
 
 
 def api(host: str, port: int) -> tuple[str, ...]:

@@ -37,8 +37,9 @@ def worker(
     processes: Processes = None, concurrency: Concurrency = DEFAULT_CONCURRENCY, data: Data = DEFAULT_DATA
 ) -> None:
     """Run workflows, in several processes of several threads; a process that dies is started again."""
-    commands.configured(data)
-    raise typer.Exit(Supervisor(workers(processes or cores(), concurrency=concurrency)).run())
+    settings = commands.configured(data)
+    children = workers(processes or cores(), concurrency=concurrency)
+    raise typer.Exit(Supervisor(children, printer=commands.printer(children, settings)).run())
 
 
 def workers(processes: int, *, concurrency: int, marks: Path | None = None) -> list[Program]:

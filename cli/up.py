@@ -54,8 +54,9 @@ def up(
             _migrate()
             children = _children(home, port=port, demo=demo)
             children += worker_programs(workers, concurrency=concurrency, marks=home.run)
-            supervisor = Supervisor([*_server_children(servers), *children], announce=_announcement(port, began=began))
-            code = supervisor.run()
+            children = [*_server_children(servers), *children]
+            printer = commands.printer(children, Settings.load())
+            code = Supervisor(children, announce=_announcement(port, began=began), printer=printer).run()
     raise typer.Exit(code)
 
 

@@ -12,16 +12,14 @@ One thread, one loop: it waits on the children's pipes and looks after the rest 
 from __future__ import annotations
 
 import contextlib
-import os
 import selectors
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, groupby
-from typing import TextIO
+from itertools import groupby
 
+from embedded.printer import Printer
 from embedded.program import Child
 from engine.errors import FairlaneError
 
@@ -33,37 +31,7 @@ STILLBORN_LIMIT = 3
 """Deaths before the first readiness that end the whole."""
 LOOK_EVERY = 0.1
 QUICK_GRACE = 3.0
-COLOURS = (36, 32, 35, 34, 33, 96, 92, 95)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Printer:
-    """Lines with the name of who says them, in a colour each when `stream` is a terminal that wants colours."""
-
-    def __init__(self, names: Sequence[str], stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stdout
-        self._width = max((len(name) for name in names), default=0)
-        self._colours = dict(zip(names, cycle(COLOURS), strict=False)) if wants_colour(self._stream) else {}
-        self.broken = False
-        """True once nobody reads any more."""
-
-    def say(self, name: str, line: str) -> None:
-        prefix = f"{name:<{self._width}} |"
-        if name in self._colours:
-            prefix = f"\x1b[{self._colours[name]}m{prefix}\x1b[0m"
-        self.plain(f"{prefix} {line}")
-
-    def plain(self, text: str) -> None:
-        try:
-            self._stream.write(text + "\n")
-            self._stream.flush()
-        except (BrokenPipeError, ValueError):
-            self.broken = True
-
-
-def wants_colour(stream: TextIO) -> bool:
-    """A terminal that is not dumb, unless NO_COLOR is set (no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 @dataclass
@@ -138,7 +106,8 @@ class Supervisor:
 
     def _print(self, child: Child) -> None:
         for line in child.read():
-            self.printer.say(child.name, line)
+            if line.strip():
+                self.printer.say(child.name, line)
 
     def _look_after(self, life: _Life) -> None:
         if not life.running:

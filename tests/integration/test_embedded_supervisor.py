@@ -18,9 +18,10 @@ import pytest
 
 from embedded.home import Home
 from embedded.ports import free_port
+from embedded.printer import Printer, wants_colour
 from embedded.processes import ProcessMark, wait_until
 from embedded.program import Program
-from embedded.supervisor import STILLBORN_LIMIT, Printer, Supervisor, wants_colour
+from embedded.supervisor import STILLBORN_LIMIT, Supervisor
 
 ROOT = Path(__file__).resolve().parents[2]
 TALKER = "import os, signal; print('alive', os.getpid(), flush=True); signal.pause()"
