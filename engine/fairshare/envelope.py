@@ -4,10 +4,9 @@ Pure: no Redis here. A producer says by headers where a message belongs (`apply_
 
 ``tenant_id``  the lane; without it the lane ``-``
 ``flow``       the flow inside the lane; without it the name of the task
-``lane``       ``{"weight", "cap", "rate", "burst", "version"}``, each optional: the lane's configuration as the
-publisher
-               knows it. It is taken over only by a lane that has none as new (see ``configure`` in ``lanes.py``), which
-               restores a lane after Redis lost its data
+``lane``       ``{"weight", "cap", "rate", "burst", "paused", "version"}``, each optional: the lane's configuration as
+               the publisher knows it. It is taken over only by a lane that has none as new (see ``configure`` in
+               ``lanes.py``), which restores a lane after Redis lost its data
 
 The id is Celery's task id. A retry by `Task.retry` has the same task id and is published while the first message is
 still in hand: it is a message of its own, ``<id>#<number of the retry>``.
@@ -58,7 +57,8 @@ def name(value: object) -> str:
 
 
 def lane_words(lane: Mapping[str, Any] | None) -> str:
-    """The configuration as the scripts read it: ``version weight cap rate burst``, ``-`` for what is not said.
+    """The configuration as the scripts read it: ``version weight cap rate burst``, ``-`` for what is not said, and a
+    sixth word 1 or 0 when it says whether the lane is paused.
 
     Raises:
         ValueError: a value that is no number, or out of its range.
@@ -74,6 +74,8 @@ def lane_words(lane: Mapping[str, Any] | None) -> str:
             raise ValueError(f"{key} of a lane is out of range: {value!r}")
         else:
             words.append(repr(float(value)))
+    if lane.get("paused") is not None:
+        words.append("1" if lane["paused"] else "0")
     return " ".join(words)
 
 

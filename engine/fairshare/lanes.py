@@ -8,7 +8,7 @@ they come; every call may be repeated.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -122,6 +122,7 @@ class Lanes:
         cap: int | None = None,
         rate: float | None = None,
         burst: int | None = None,
+        paused: bool | None = None,
         version: int | None = None,
     ) -> bool:
         """Sets what is given. Cap and rate (runs per second) 0 mean none.
@@ -130,14 +131,35 @@ class Lanes:
         it, the time in microseconds. Messages carry a version, too (0 unless they say), so they never undo an
         operator.
         """
-        given = {"weight": weight, "cap": cap, "rate": rate, "burst": burst, "version": version or 0}
+        given = {"weight": weight, "cap": cap, "rate": rate, "burst": burst, "paused": paused, "version": version or 0}
         words = lane_words(given)
         if version is None:
             words = f"-{words[1:]}"
         return bool(self._run("configure", "", name(tenant), words))
 
+    def configure_many(self, configurations: Mapping[str, Mapping[str, float]], *, only_known: bool = False) -> int:
+        """Tells many lanes what messages would tell them; returns how many of them took it over.
+
+        `only_known` leaves out tenants that the queue never heard of. O(tenants), in batches.
+        """
+        changed, tenants = 0, list(configurations)
+        for start in range(0, len(tenants), PAGE):
+            batch = tenants[start : start + PAGE]
+            told = self._known(batch) if only_known else batch
+            words = [(name(tenant), lane_words(configurations[tenant])) for tenant in told]
+            commands = [self._operation("configure", "", *pair) for pair in words]
+            changed += sum(self._wire.call(*commands)) if commands else 0
+        return changed
+
+    def _known(self, tenants: Sequence[str]) -> list[str]:
+        scores = self._wire.call(("ZMSCORE", f"{self._keys.stem}lanes", *map(name, tenants)))[0]
+        return [tenant for tenant, score in zip(tenants, scores, strict=True) if score is not None]
+
     def pause(self, tenant: str) -> bool:
-        """Starts nothing more of this tenant; what is in flight goes on. False when it is paused already."""
+        """Starts nothing more of this tenant; what is in flight goes on. False when it is paused already.
+
+        Only the lane knows of it: what must outlast the loss of Redis's data goes into its configuration.
+        """
         return bool(self._run("pause", "", name(tenant), "1"))
 
     def resume(self, tenant: str) -> bool:

@@ -34,6 +34,7 @@ CREATE FUNCTION lane_config(limits jsonb, version bigint) RETURNS jsonb LANGUAGE
         'cap', coalesce((limits ->> 'max_concurrent_runs')::int, 0),
         'rate', coalesce((limits ->> 'max_runs_per_minute')::float8 / 60, 0),
         'burst', greatest(1, ceil(coalesce((limits ->> 'max_runs_per_minute')::float8, 0) / 60))::int,
+        'paused', coalesce((limits ->> 'paused')::boolean, false)::int,
         'version', version)
 $$
 """

@@ -1,8 +1,10 @@
--- configure: sets weight, cap, rate and burst of one tenant; they hold for what already waits, too.
+-- configure: sets weight, cap, rate and burst of one tenant, and whether it is paused; it holds for what already waits,
+-- too.
 --
 -- ARGV: [1] time or ''
 --       [2] tenant
---       [3] "version weight cap rate burst"; '-' = leave as it is; version '-' = the time in microseconds
+--       [3] "version weight cap rate burst [paused]"; '-' = leave as it is; version '-' = the time in microseconds;
+--           paused 1 or 0
 -- Returns 1, or 0 when the lane has a configuration as new or newer: then nothing changed.
 local now, tenant, words = clock(ARGV[1]), ARGV[2], ARGV[3]
 local queue, lane = load_queue(now), load_lane(tenant)

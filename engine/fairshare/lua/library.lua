@@ -99,9 +99,10 @@ local function save_lane(lane, ...)
   redis.call('HSET', stem .. 'lane:' .. lane.tenant, unpack(args))
 end
 
--- Takes over "version weight cap rate burst" ('-' = unsaid) unless what the lane has is as new or newer.
+-- Takes over "version weight cap rate burst" ('-' = unsaid), and a sixth word 1 or 0 for paused or not if it is there,
+-- unless what the lane has is as new or newer.
 local function configure_lane(lane, words)
-  local version, weight, cap, rate, burst = words:match('^(%S+) (%S+) (%S+) (%S+) (%S+)$')
+  local version, weight, cap, rate, burst, paused = words:match('^(%S+) (%S+) (%S+) (%S+) (%S+) ?([01]?)$')
   version = tonumber(version)
   if not version or (lane.version and lane.version >= version) then return false end
   lane.version = version
@@ -110,6 +111,10 @@ local function configure_lane(lane, words)
   lane.rate = tonumber(rate) or lane.rate
   lane.burst = tonumber(burst) or lane.burst
   save_lane(lane, 'version', 'weight', 'cap', 'rate', 'burst')
+  if paused ~= '' then
+    lane.paused = paused == '1'
+    redis.call('HSET', stem .. 'lane:' .. lane.tenant, 'paused', paused)
+  end
   return true
 end
 

@@ -3,7 +3,7 @@
 -- ARGV: [1] time or ''
 --       [2] '1' when the publisher tries again because it did not see the first reply, else ''
 --       then for each message: id, tenant, flow, priority (0 = first), nonce (of this publish, the same over its
---       tries), lane ("version weight cap rate burst", '-' = unsaid; or ''), payload
+--       tries), lane ("version weight cap rate burst [paused]", '-' = unsaid; or ''), payload
 -- Returns, for each message, 1 when it was added and 0 when it is there already, waiting or in a worker's hands.
 local now, again = clock(ARGV[1]), ARGV[2] == '1'
 local queue = load_queue(now)
