@@ -1,4 +1,7 @@
-"""How Alembic reaches the database: by the URL that `migrations.upgrade` was given, one transaction per revision."""
+"""How Alembic reaches the database: by the URL that `migrations.upgrade` was given, one transaction per revision.
+
+One at a time: whoever comes second waits, and finds the work done.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ LOCK_TIMEOUT = "5s"
 def run() -> None:
     engine = create_engine(context.config.attributes["url"], poolclass=pool.NullPool)
     with engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(hashtext('fairlane migrations'))"))
         connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
         connection.commit()
         context.configure(connection=connection, transaction_per_migration=True)
