@@ -34,6 +34,7 @@ class StopRank(IntEnum):
 CELERY_ON_ROOT = "ignore:You're running the worker with superuser privileges"
 WORKER_GRACE = 25.0
 """Seconds that a worker gets to finish what it runs; what it does not finish is run again by another."""
+SECONDS_TO_CONNECT = 5
 WORKER_QUICK = signal.SIGQUIT
 """Celery's cold shutdown."""
 
@@ -108,6 +109,15 @@ def require_free(host: str, port: int) -> None:
                 f"Port {port} of {host} cannot be used ({error.strerror}): "
                 f"choose another with --port, or `make up PORT={port + 10}`."
             ) from None
+
+
+def require_redis(url: str) -> None:
+    """Refuse to start workers that would only wait. Raises redis.RedisError; behind Sentinel nothing is asked."""
+    import redis
+
+    if not url.startswith("sentinel://"):
+        with redis.Redis.from_url(url, socket_timeout=SECONDS_TO_CONNECT) as client:
+            client.ping()
 
 
 def given_database_url() -> str | None:

@@ -13,7 +13,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +27,9 @@ from embedded.program import Child, Program, ServerChild
 from embedded.servers import Servers
 from embedded.supervisor import Supervisor
 from engine.settings import Settings
+
+if TYPE_CHECKING:
+    from cli.demo import Demo
 
 HOST = "127.0.0.1"
 CONNECTIONS_PER_PROCESS = 25
@@ -51,12 +55,12 @@ def up(
         _end_leftovers(home)
         with Servers(home, connections=CONNECTIONS_PER_PROCESS * (workers + 3)) as servers:
             typer.echo(f"Data in {home.folder}. {_described(servers)}")
-            _migrate()
-            children = _children(home, port=port, demo=demo)
+            settings = _prepared()
+            made = _demo(home, settings) if demo else None
+            children = [*_server_children(servers), *_children(home, port=port, demo=demo)]
             children += worker_programs(workers, concurrency=concurrency, marks=home.run)
-            children = [*_server_children(servers), *children]
-            printer = commands.printer(children, Settings.load())
-            code = Supervisor(children, announce=_announcement(port, began=began), printer=printer).run()
+            announce = partial(_announce, f"http://{HOST}:{port}", made, began=began)
+            code = Supervisor(children, announce=announce, printer=commands.printer(children, settings)).run()
     raise typer.Exit(code)
 
 
@@ -93,10 +97,23 @@ def _described(servers: Servers) -> str:
     )
 
 
-def _migrate() -> None:
+def _prepared() -> Settings:
+    """The settings, once both servers answer and the schema is the newest."""
     import migrations
 
-    migrations.upgrade(Settings.load().database_url)
+    settings = Settings.load()
+    commands.require_redis(settings.redis_url)
+    migrations.upgrade(settings.database_url)
+    return settings
+
+
+def _demo(home: Home, settings: Settings) -> Demo:
+    """Make the demo, and let actions reach its receiver although it is on loopback."""
+    from cli import demo  # here, because it needs what few commands need
+
+    receiver = f"{HOST}:{home.port_of('receiver')}"
+    os.environ[ALLOWED_NETWORKS] = ",".join([*settings.allowed_networks, receiver])
+    return demo.ensure(settings, home.demo_file, receiver=f"http://{receiver}")
 
 
 def _server_children(servers: Servers) -> list[Child]:
@@ -111,10 +128,8 @@ def _server_children(servers: Servers) -> list[Child]:
 def _children(home: Home, *, port: int, demo: bool) -> list[Child]:
     children: list[Child] = []
     if demo:
-        receiver_port = home.port_of("receiver")
-        allowed = [os.environ.get(ALLOWED_NETWORKS, ""), f"{HOST}:{receiver_port}"]
-        os.environ[ALLOWED_NETWORKS] = ",".join(item for item in allowed if item)
-        children.append(_program(home, "receiver", commands.receiver(receiver_port), rank=StopRank.RECEIVER))
+        command = commands.receiver(home.port_of("receiver"))
+        children.append(_program(home, "receiver", command, rank=StopRank.RECEIVER))
     probe = _answers(f"http://{HOST}:{port}/healthz")
     children.append(_program(home, "api", commands.api(HOST, port), rank=StopRank.API, probe=probe))
     children.append(_program(home, "beat", commands.beat(), rank=StopRank.BEAT))
@@ -139,18 +154,17 @@ def _answers(url: str) -> Callable[[], bool]:
     return probe
 
 
-def _announcement(port: int, *, began: float) -> Callable[[], None]:
-    def announce() -> None:
-        base = f"http://{HOST}:{port}"
-        lines = [
-            "",
-            f"Fairlane is ready after {time.monotonic() - began:.1f} s.",
-            f"  API           {base}/api",
-            f"  Documentation {base}/api/docs",
-            f"  Metrics       {base}/metrics",
-            "Ctrl-C stops everything.",
-            "",
-        ]
-        typer.echo("\n".join(lines))
-
-    return announce
+def _announce(base: str, demo: Demo | None, *, began: float) -> None:
+    lines = [
+        "",
+        f"Fairlane is ready after {time.monotonic() - began:.1f} s.",
+        "",
+        f"  API            {base}/api",
+        f"  Documentation  {base}/api/docs",
+        f"  Metrics        {base}/metrics",
+        *([demo.described(base)] if demo else []),
+        "",
+        "Ctrl-C stops everything.",
+        "",
+    ]
+    typer.echo("\n".join(lines))

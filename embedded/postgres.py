@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from embedded import binaries
+from embedded.files import write_private
 from embedded.guard import GUARD
 from embedded.ports import free_port
 from embedded.processes import PROC, ProcessMark, children_of, kill_all, wait_until, working_in
@@ -147,7 +148,7 @@ class PostgresServer:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
         password = secrets.token_urlsafe(32)
-        _write_private(self.folder / "password", password)
+        write_private(self.folder / "password", password)
         if user is not None:
             os.chown(draft, user.uid, user.gid)
         with tempfile.NamedTemporaryFile("w", dir="/tmp" if user else None) as file:  # noqa: S108 - see below
@@ -205,9 +206,3 @@ def _name_of(folder: Path, user: binaries.Account | None) -> str:
 
 def _as(user: binaries.Account | None) -> dict[str, Any]:
     return {} if user is None else {"user": user.uid, "group": user.gid, "extra_groups": []}
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.touch(mode=0o600)
-    path.chmod(0o600)
-    path.write_text(text + "\n")

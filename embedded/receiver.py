@@ -1,7 +1,7 @@
 """The other side of the demo: a small HTTP server on loopback that prints what Fairlane sends to it.
 
-``python -m embedded.receiver PORT``. Each request is one line with its idempotency key, then the body, JSON indented.
-It answers 200 with the idempotency key, and never shows the value of a credential.
+``python -m embedded.receiver PORT``. Each request is one line with its idempotency key, then the body; JSON on one line
+if it fits, else indented. It answers 200 with the idempotency key, and never shows the value of a credential.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from embedded.ports import LOOPBACK
 
 MAX_BODY = 1024 * 1024
 """Bytes of a body that are read and shown."""
+LINE = 100
+"""Characters of JSON that are shown on one line."""
 
 
 class Receiver(BaseHTTPRequestHandler):
@@ -53,12 +55,17 @@ class Receiver(BaseHTTPRequestHandler):
 
 def _print_request(request: str, traits: str, body: bytes) -> None:
     lines = [f"{request} {traits}".rstrip()]
-    if body:
-        try:
-            lines += json.dumps(json.loads(body), indent=2, ensure_ascii=False).splitlines()
-        except ValueError:
-            lines += body.decode(errors="replace").splitlines()
+    lines += _shown(body).splitlines()
     print("\n  ".join(lines), flush=True)  # noqa: T201 - its output is what it is for
+
+
+def _shown(body: bytes) -> str:
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return body.decode(errors="replace")
+    short = json.dumps(value, ensure_ascii=False)
+    return short if len(short) <= LINE else json.dumps(value, indent=2, ensure_ascii=False)
 
 
 def main() -> None:

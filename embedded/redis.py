@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from embedded.binaries import redis_binary
+from embedded.files import write_private
 from embedded.guard import GUARD
 from embedded.ports import free_port
 from embedded.processes import ProcessMark
@@ -72,10 +73,10 @@ class RedisServer:
         if self.durable:
             password = self.folder / "password"
             if not password.exists():
-                _write_private(password, secrets.token_urlsafe(32))
+                write_private(password, secrets.token_urlsafe(32))
             lines += ["appendonly yes", "appendfsync everysec", f"requirepass {self.password}"]
         configuration = self.folder / "redis.conf"
-        _write_private(configuration, "\n".join(lines))
+        write_private(configuration, "\n".join(lines))
         return configuration
 
     def _wait(self, deadline: float) -> None:
@@ -120,9 +121,3 @@ def stop_leftover(folder: Path) -> None:
     """End the server that a killed supervisor left on `folder`."""
     if mark := ProcessMark.read(folder / "redis.pid"):
         mark.end((signal.SIGTERM, STOP_SECONDS))
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.touch(mode=0o600)
-    path.chmod(0o600)
-    path.write_text(text + "\n")
