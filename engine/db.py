@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import psycopg
@@ -92,6 +93,19 @@ class Session:
         cursor = _driver(self._connection).cursor(row_factory=dict_row)
         cursor.execute(QUERIES[name].text, parameters)
         return cursor.fetchall() if cursor.description else []
+
+    @contextlib.contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """When the block raises, what it wrote is undone and its callbacks are forgotten; the transaction can go on."""
+        driver, before = _driver(self._connection), len(self._after_commit)
+        driver.execute("SAVEPOINT block")
+        try:
+            yield
+        except BaseException:
+            driver.execute("ROLLBACK TO block")
+            del self._after_commit[before:]
+            raise
+        driver.execute("RELEASE block")
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call it once the transaction is durable; never when it rolls back. It must not raise."""
@@ -183,7 +197,7 @@ class Database:
             connection.close()
 
     def _begin(self, role: str, tenant_id: str) -> sqlalchemy.Connection:
-        statement = _BEGIN.format(role=role, tenant=tenant_id)
+        statement = _beginning(role, tenant_id)
         for _ in range(self._engine.pool.size() + 1):  # type: ignore[attr-defined]
             connection = self._engine.connect()
             try:
@@ -210,6 +224,12 @@ class Database:
             faults = [*_version_faults(session), *_role_faults(session)]
         if faults:
             raise ConfigurationError(" ".join(faults))
+
+
+@lru_cache(maxsize=4096)
+def _beginning(role: str, tenant_id: str) -> bytes:
+    """The statement that begins a transaction, its literals quoted; encoded once per tenant and not once per run."""
+    return _BEGIN.format(role=role, tenant=tenant_id).as_bytes(None)
 
 
 def _driver(connection: sqlalchemy.Connection) -> psycopg.Connection[Any]:
