@@ -19,6 +19,9 @@ from engine.ports import Json, Publisher, RunMessage
 from engine.repository import runs as stored
 from engine.states import RunState
 
+FLOODED = "poll_flood"
+"""The `hold` of runs that one poll found too many of at once; they wait for `Runs.release_held`."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -75,6 +78,17 @@ class Runs:
     def cancel(self, session: TenantSession, run_id: str) -> bool:
         """End a run that has not ended; False when it had. A worker that has it in hand loses it at its next write."""
         return stored.cancel(session, run_id) is not None
+
+    def release_held(self, session: TenantSession, workflow_id: str) -> int:
+        """Queue the runs that a flood of one poll held back, oldest first; how many. Those over a quota stay held."""
+        released = stored.release(session, workflow_id, reason=FLOODED)
+        messages = [
+            RunMessage(row["id"], session.tenant_id, workflow_id, row["priority"], row["attempt"], row["lane"])
+            for row in released
+        ]
+        if messages:
+            session.after_commit(lambda: self.publish_or_leave(*messages))
+        return len(messages)
 
     def publish_or_leave(self, *messages: RunMessage) -> None:
         """Publish what is committed; a broker that does not answer costs a log line, and the sweeper goes on."""

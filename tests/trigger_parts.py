@@ -13,11 +13,11 @@ import actions
 from engine.db import Database, Row
 from engine.definition import parse
 from engine.errors import Unavailable
-from engine.ports import Action, PollSource, RunMessage
+from engine.ports import Action, PollMessage, PollSource, RunMessage
 from engine.runs import Runs
 from engine.vault import MasterKeyRing, Vault
 from engine.workflows import Author, Workflows
-from triggers import KINDS
+from triggers import KINDS, SOURCES
 
 ECHO = {"id": "echo", "action": "debug.echo", "with": {"text": "hello"}}
 AUTHOR = Author("user_1")
@@ -28,16 +28,16 @@ class Broker:
 
     def __init__(self) -> None:
         self.runs: dict[str, RunMessage] = {}
-        self.polls: list[tuple[str, str, str]] = []
+        self.polls: list[PollMessage] = []
         self.down = False
 
     def publish(self, messages: Iterable[RunMessage]) -> None:
         self._answer()
         self.runs.update({message.id: message for message in messages})
 
-    def publish_poll(self, tenant_id: str, workflow_id: str, message_id: str) -> None:
+    def publish_poll(self, message: PollMessage) -> None:
         self._answer()
-        self.polls.append((tenant_id, workflow_id, message_id))
+        self.polls.append(message)
 
     def holds(self, message_ids: Sequence[str]) -> set[str]:
         return self.runs.keys() & set(message_ids)
@@ -53,7 +53,7 @@ class Parts:
 
     database: Database
     registry: Mapping[str, Action]
-    sources: Mapping[str, PollSource] = field(default_factory=dict)
+    sources: Mapping[str, PollSource] = field(default_factory=lambda: SOURCES)
     broker: Broker = field(default_factory=Broker)
 
     def __post_init__(self) -> None:

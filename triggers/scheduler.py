@@ -7,20 +7,20 @@ A trigger that cannot fire - unreadable, or of a workflow that is off or gone - 
 and does not stop the others. When Postgres does not answer, the tick raises Unavailable and the next one does the work.
 
 A due poll is handed to a worker after the commit, as a message with ids only. Should that fail, or the message be lost,
-the poll falls due again within `pollers.LEASE`; the message has the same id then, so that two never wait at once.
+the poll falls due again after `poll.LEASE`; the message has the same id then, so that two never wait at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
-from typing import TypeAlias
 
 import structlog
 
 from engine.db import Database, Row, SystemSession, TenantSession
 from engine.errors import Conflict, InvalidInput, NotFound, QuotaExceeded, Unavailable
+from engine.ports import PollMessage, Publisher
 from engine.repository import triggers as stored
 from engine.repository.triggers import Advance
 from engine.runs import Runs
@@ -32,9 +32,6 @@ BATCH = 50
 """Triggers in one transaction; each is a savepoint, and Postgres remembers 64 of them cheaply."""
 MAX_BATCHES = 400
 """After so many a tick ends, so that one which cannot keep up is seen to end and begin."""
-
-PollPublisher: TypeAlias = Callable[[str, str, str], None]
-"""Takes tenant id, workflow id and message id; raises Unavailable when the broker does not answer."""
 
 log = structlog.get_logger(__name__)
 
@@ -61,16 +58,16 @@ class _Handled:
     advance: Advance
     started: int = 0
     missed: int = 0
-    poll: bool = False
+    poll: PollMessage | None = None
 
 
 class Scheduler:
     """See the module. Safe to run in many processes and threads at once."""
 
-    def __init__(self, database: Database, runs: Runs, publish_poll: PollPublisher, *, kinds: Kinds = KINDS) -> None:
+    def __init__(self, database: Database, runs: Runs, publisher: Publisher, *, kinds: Kinds = KINDS) -> None:
         self._database = database
         self._runs = runs
-        self._publish_poll = publish_poll
+        self._publisher = publisher
         self._kinds = kinds
 
     def run_once(self) -> Result:
@@ -88,13 +85,13 @@ class Scheduler:
             rows = stored.due(session, limit=BATCH)
             handled = [done for tenant_id, own in _by_tenant(rows) for done in self._handle(session, tenant_id, own)]
             stored.advance(session, [done.advance for done in handled])
-        for done in handled:
-            if done.poll:
-                self._hand_over(done.advance)
+        polls = [done.poll for done in handled if done.poll is not None]
+        for poll in polls:
+            self._hand_over(poll)
         return Result(
             claimed=len(handled),
             started=sum(done.started for done in handled),
-            polls=sum(done.poll for done in handled),
+            polls=len(polls),
             missed=sum(done.missed for done in handled),
             paused=sum(done.advance.paused_reason is not None for done in handled),
         )
@@ -116,11 +113,12 @@ class Scheduler:
             return _paused(row, error.detail)
         except QuotaExceeded as error:
             log.warning("fire_refused", tenant=row["tenant_id"], workflow=row["workflow_id"], reason=error.detail)
-        return _Handled(_advance(row, decision), started=started, missed=decision.missed, poll=decision.poll)
+        poll = PollMessage(row["tenant_id"], row["workflow_id"], row["lane"]) if decision.poll else None
+        return _Handled(_advance(row, decision), started=started, missed=decision.missed, poll=poll)
 
-    def _hand_over(self, poll: Advance) -> None:
+    def _hand_over(self, poll: PollMessage) -> None:
         try:
-            self._publish_poll(poll.tenant_id, poll.workflow_id, f"poll:{poll.workflow_id}")
+            self._publisher.publish_poll(poll)
         except Unavailable as error:
             log.warning("poll_not_published", workflow=poll.workflow_id, reason=error.detail)
 

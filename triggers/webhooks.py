@@ -9,7 +9,6 @@ Cost: one transaction of four round trips; whose workflow it is, is remembered (
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,10 +24,9 @@ from engine.vault import Vault
 from triggers import signatures
 from triggers.bodies import read_body
 from triggers.door import fire
+from triggers.keys import short
 from triggers.kinds import StartedFromOutside
 
-MAX_ID_LENGTH = 200
-"""A longer `webhook-id` is known by its hash: the index of idempotency keys takes no long texts."""
 REMEMBERED_WORKFLOWS = 16_384
 
 _SECRET_NAMES = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"})
@@ -126,14 +124,8 @@ def _start(delivery: Delivery, headers: dict[str, str]) -> Start:
         workflow_id=delivery.workflow_id,
         trigger=Webhook.type,
         input=data,
-        idempotency_key=f"webhook:{delivery.workflow_id}:{_short(message_id)}" if message_id else None,
+        idempotency_key=f"webhook:{delivery.workflow_id}:{short(message_id)}" if message_id else None,
     )
-
-
-def _short(message_id: str) -> str:
-    if len(message_id) <= MAX_ID_LENGTH and message_id.isprintable():
-        return message_id
-    return f"sha256:{hashlib.sha256(message_id.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def _by_lower_name(headers: Iterable[tuple[str, str]]) -> dict[str, str]:

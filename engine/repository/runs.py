@@ -61,6 +61,7 @@ def save_progress(
     run_id: str,
     *,
     attempt: int,
+    checkpoint: int | None = None,
     status: RunState = RunState.RUNNING,
     steps: Sequence[Row] = (),
     lines: Sequence[Row] = (),
@@ -70,12 +71,17 @@ def save_progress(
     wait_reason: str | None = None,
     wake_seconds: float | None = None,
 ) -> bool:
-    """Checkpoint: all of it in one statement. False, and nothing written, when the attempt no longer holds the run."""
+    """Checkpoint: all of it in one statement. False, and nothing written, when the attempt no longer holds the run.
+
+    A `checkpoint` with its number, counted from 1 in each attempt, is stored once, however often it is sent: when it is
+    there already, this is True and nothing is written.
+    """
     saved = session.query(
         "save_progress",
         tenant_id=session.tenant_id,
         run_id=run_id,
         attempt=attempt,
+        checkpoint=checkpoint,
         status=status.value,
         terminal=status.is_terminal,
         steps=dump_json(steps),
@@ -86,7 +92,15 @@ def save_progress(
         wait_reason=wait_reason,
         wake_seconds=wake_seconds,
     )
-    return bool(saved)
+    return bool(saved) or (checkpoint is not None and _is_saved(session, run_id, attempt, checkpoint))
+
+
+def _is_saved(session: TenantSession, run_id: str, attempt: int, checkpoint: int) -> bool:
+    """Whether the attempt's last checkpoint is this one: then an answer was lost, not the run."""
+    statement = sa.select(runs.c.id).where(
+        runs.c.id == run_id, runs.c.attempt == attempt, runs.c.checkpoint == checkpoint
+    )
+    return session.row(statement) is not None
 
 
 def hand_back(session: TenantSession, run_id: str, *, attempt: int) -> bool:
@@ -116,6 +130,12 @@ def cancel(session: TenantSession, run_id: str) -> str | None:
     )
     row = session.row(statement)
     return None if row is None else str(row["status"])
+
+
+def release(session: TenantSession, workflow_id: str, *, reason: str) -> list[Row]:
+    """Queue the runs that are held for `reason`; in the order of their ids."""
+    rows = session.query("release_runs", tenant_id=session.tenant_id, workflow_id=workflow_id, reason=reason)
+    return sorted(rows, key=lambda row: str(row["id"]))
 
 
 def heartbeat(session: SystemSession, held: Sequence[tuple[str, str, int]]) -> set[str]:

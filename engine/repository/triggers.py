@@ -18,13 +18,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from engine.db import Row, SystemSession, TenantSession
-from engine.errors import Conflict, FairlaneError
-from engine.models import data_keys, poll_items, triggers, workflows
+from engine.errors import Conflict
+from engine.models import data_keys, poll_items, tenants, triggers, workflows
 from engine.ports import Json
 
 _HAS_SECRET = triggers.c.config.has_key("sealed")
 _KEY_VERSION = triggers.c.config["sealed"]["key_version"].astext.cast(sa.Integer)
-_SAVEPOINT, _UNDO, _RELEASE = (sa.text(f"{verb} attempt") for verb in ("SAVEPOINT", "ROLLBACK TO", "RELEASE"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,26 +55,37 @@ def advance(session: SystemSession, advances: Sequence[Advance]) -> None:
 
 @contextlib.contextmanager
 def attempt(session: TenantSession) -> Iterator[None]:
-    """A savepoint: when the block raises, its writes are undone and the transaction can go on.
-
-    Rows that the database refuses are a Conflict ``unstorable``.
-    """
-    session.execute(_SAVEPOINT)
+    """A savepoint that makes a Conflict ``unstorable`` of rows that the database refuses."""
     try:
-        yield
+        with session.savepoint():
+            yield
     except (psycopg.IntegrityError, psycopg.DataError) as error:
-        session.execute(_UNDO)
         raise Conflict(f"The database refuses the run: {error.diag.message_primary}.", code="unstorable") from error
-    except FairlaneError:
-        session.execute(_UNDO)
-        raise
-    session.execute(_RELEASE)
 
 
 def get(session: TenantSession, workflow_id: str, *, lock: bool = False) -> Row | None:
     """The trigger of a workflow; ``now`` is the database's. `lock` keeps others from changing it meanwhile."""
     statement = sa.select(triggers, sa.func.now().label("now")).where(triggers.c.workflow_id == workflow_id)
     return session.row(statement.with_for_update() if lock else statement)
+
+
+def take_poll(session: TenantSession, workflow_id: str, *, lease: timedelta) -> Row | None:
+    """Put off a poll that is on, for whoever looks at its source now; None when it is off, paused or gone.
+
+    The new `next_fire_at` is unlike any other's, so it tells later whether the trigger is still the taker's.
+    """
+    on = (
+        sa.exists().where(workflows.c.id == workflow_id, workflows.c.is_active, workflows.c.deleted_at.is_(None)),
+        sa.exists().where(tenants.c.id == session.tenant_id, tenants.c.status == "active"),
+    )
+    statement = (
+        sa.update(triggers)
+        .where(triggers.c.workflow_id == workflow_id, triggers.c.type == "poll", triggers.c.next_fire_at.is_not(None))
+        .where(*on)
+        .values(next_fire_at=sa.func.now() + lease)
+        .returning(*triggers.c)
+    )
+    return session.row(statement)
 
 
 def put(session: TenantSession, workflow_id: str, values: Mapping[str, Any]) -> None:
@@ -157,7 +167,7 @@ def secret_place(workflow_id: str) -> str:
 
 
 def remember_items(session: TenantSession, workflow_id: str, item_ids: Iterable[str]) -> set[str]:
-    """Those of `item_ids` that this workflow has not seen before; from now on it has."""
+    """Those of `item_ids` that this workflow has not seen before; of all of them it knows now that they are listed."""
     rows = session.query(
         "remember_items", tenant_id=session.tenant_id, workflow_id=workflow_id, item_ids=list(item_ids)
     )

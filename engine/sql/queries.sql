@@ -20,6 +20,7 @@ RETURNING id, workflow_id, version, status, trigger, priority, attempt, replay_o
 UPDATE runs SET
     status = 'running',
     attempt = attempt + 1,
+    checkpoint = 0,
     crashes = crashes + (status = 'running')::int,
     started_at = coalesce(started_at, now()),
     heartbeat_at = now()
@@ -36,9 +37,11 @@ WHERE tenant_id = :tenant_id AND run_id = :run_id;
 
 -- name: save_progress
 -- Why one statement: steps, log lines and ledger of a checkpoint, all or nothing, only while the attempt still holds.
+-- Why numbered: one whose answer was lost may be sent again, and is stored once.
 WITH run AS (
     UPDATE runs SET
         status = :status,
+        checkpoint = coalesce(:checkpoint::int, checkpoint),
         output = coalesce(:output::jsonb, output),
         error = :error::jsonb,
         wait_reason = :wait_reason,
@@ -46,6 +49,7 @@ WITH run AS (
         heartbeat_at = now(),
         finished_at = CASE WHEN :terminal::boolean THEN now() END
     WHERE tenant_id = :tenant_id AND id = :run_id AND attempt = :attempt AND status = 'running'
+      AND (:checkpoint::int IS NULL OR checkpoint = :checkpoint::int - 1)
     RETURNING tenant_id, id, workflow_id
 ), saved AS (
     INSERT INTO steps (tenant_id, run_id, step_id, item, status, attempt, output, error, started_at, finished_at)
@@ -92,8 +96,9 @@ LIMIT 2;
 
 -- name: due_triggers
 -- Why SKIP LOCKED: any number of beats take different rows, and a row is advanced in the transaction that fires it.
-SELECT t.tenant_id, t.workflow_id, t.type, t.config, t.next_fire_at, t.last_fired_at, now() AS now
-FROM triggers t JOIN tenants o ON o.id = t.tenant_id AND o.status = 'active'
+SELECT t.tenant_id, t.workflow_id, t.type, t.config, t.next_fire_at, t.last_fired_at, now() AS now,
+       lane_config(p.limits || o.limits, greatest(p.limits_version, o.limits_version)) AS lane
+FROM triggers t JOIN tenants o ON o.id = t.tenant_id AND o.status = 'active' JOIN plans p ON p.name = o.plan
 WHERE t.next_fire_at <= now()
 ORDER BY t.next_fire_at
 LIMIT :limit
@@ -165,11 +170,28 @@ LEFT JOIN data_keys k ON k.tenant_id = t.tenant_id AND k.version = (t.config -> 
 WHERE w.tenant_id = :tenant_id AND w.id = :workflow_id AND w.deleted_at IS NULL;
 
 -- name: remember_items
--- Why one statement: of the items that a poll found, those never seen before, remembered as they are returned.
+-- Why one statement: of the items that a poll found, those never seen before; the others are listed still, noted daily.
+WITH listed AS (
+    SELECT item_id FROM unnest(:item_ids::text[]) AS item_id
+), noted AS (
+    UPDATE poll_items p SET seen_at = now()
+    FROM listed
+    WHERE p.tenant_id = :tenant_id AND p.workflow_id = :workflow_id AND p.item_id = listed.item_id
+      AND p.seen_at < now() - interval '1 day'
+)
 INSERT INTO poll_items (tenant_id, workflow_id, item_id)
-SELECT :tenant_id, :workflow_id, item_id FROM unnest(:item_ids::text[]) AS item_id
+SELECT :tenant_id, :workflow_id, item_id FROM listed
 ON CONFLICT DO NOTHING
 RETURNING item_id;
+
+-- name: release_runs
+-- Why one statement: held runs are queued and come back with the lane that their messages carry.
+UPDATE runs r SET status = 'queued', wait_reason = NULL, queued_at = now()
+FROM tenants t JOIN plans p ON p.name = t.plan
+WHERE t.id = :tenant_id AND r.tenant_id = t.id AND r.workflow_id = :workflow_id
+  AND r.status = 'held' AND r.wait_reason = :reason
+RETURNING r.id, r.workflow_id, r.priority, r.attempt,
+          lane_config(p.limits || t.limits, greatest(p.limits_version, t.limits_version)) AS lane;
 
 -- name: credential_uses
 -- Why: before a credential goes; only current versions count, and a step that names none counts while it is the only one.
