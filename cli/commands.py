@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
 
-from embedded.home import DATA_DIR, DATABASE_URL
+from embedded.home import DATA_DIR, DATABASE_URL, REDIS_URL, Home
 from embedded.printer import JsonPrinter, Printer
 from embedded.program import Child
 from engine.errors import ConfigurationError
-from engine.settings import Settings
+from engine.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 QUEUES = "runs,system"
@@ -48,6 +48,13 @@ def configured(data: Path) -> Settings:
     """The settings, or a ConfigurationError before anything has been started."""
     use(data)
     return Settings.load()
+
+
+def check_given(home: Home) -> None:
+    """Refuse a bad variable before a server starts; what is not given is generated, or known once the servers run."""
+    home.generate_keys()
+    later = {DATABASE_URL: "postgresql://127.0.0.1/later", REDIS_URL: "redis://127.0.0.1/0"}
+    Settings.load(**{name.removeprefix(PREFIX).lower(): url for name, url in later.items() if name not in os.environ})
 
 
 def environment(**more: str) -> dict[str, str]:

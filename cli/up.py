@@ -53,6 +53,7 @@ def up(
     os.environ.setdefault(PUBLIC_URL, f"http://{HOST}:{port}")
     with _terminated_like_interrupted(), home.locked():
         _end_leftovers(home)
+        commands.check_given(home)
         with Servers(home, connections=CONNECTIONS_PER_PROCESS * (workers + 3)) as servers:
             typer.echo(f"Data in {home.folder}. {_described(servers)}")
             settings = _prepared()
