@@ -6,8 +6,9 @@ the log lines and the sign that the run was lost, is in `Journal` and `Hold`.
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -73,6 +74,11 @@ class Journal:
             lines, self._lines = self._lines, []
         return lines
 
+    def put_back(self, lines: Sequence[Row]) -> None:
+        """They were taken, and not stored."""
+        with self._lock:
+            self._lines[:0] = lines
+
 
 def _line(level: str, message: str, step: str | None, data: Json) -> Row:
     if data is not None and len(dump_json(data)) > MAX_LINE_BYTES:
@@ -98,6 +104,7 @@ class RunInHand:
     workflow: Workflow
     journal: Journal = field(default_factory=Journal)
     hold: Hold = field(default_factory=Hold)
+    checkpoints: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def roots(self, results: Mapping[str, StepResult]) -> dict[str, Json]:
         """What expressions see."""

@@ -4,7 +4,8 @@ Promises: a finished step is never run again for the same run, however often a w
 attempt that it belongs to, so a worker that lost the run changes nothing; a run that crashed its worker `MAX_CRASHES`
 times fails with that reason instead of going round for ever. A run without effects costs two transactions here.
 
-When Postgres is down this raises `Unavailable`: the run stays as it is, and is delivered again.
+When Postgres is down before the run began this raises `Unavailable`: the run stays as it is, and is delivered again.
+Once it has begun the worker waits for Postgres (`engine.patience`), so that what a step did is not lost.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import structlog
 
@@ -22,6 +24,7 @@ from engine.definition import load
 from engine.errors import Cancelled, InvalidInput
 from engine.execution import Execution, Journal, RunInHand, StepResult
 from engine.heartbeat import Heartbeat
+from engine.patience import patiently
 from engine.pipeline import Tools, execute_step
 from engine.ports import Json
 from engine.repository import runs
@@ -159,21 +162,24 @@ class Executor:
         wait_reason: str | None = None,
         wake_seconds: float | None = None,
     ) -> None:
-        with self._tools.database.tenant(run.tenant_id) as session:
-            saved = runs.save_progress(
-                session,
-                run.run_id,
-                attempt=run.attempt,
-                status=state,
-                steps=[result.row() for result in done],
-                lines=run.journal.take(),
-                usage=[row for result in done for row in result.usage()] + list(usage),
-                output=output,
-                error=error,
-                wait_reason=wait_reason,
-                wake_seconds=wake_seconds,
-            )
-        if not saved:
+        progress: dict[str, Any] = {
+            "attempt": run.attempt,
+            "checkpoint": next(run.checkpoints),
+            "status": state,
+            "steps": [result.row() for result in done],
+            "lines": run.journal.take(),
+            "usage": [row for result in done for row in result.usage()] + list(usage),
+            "output": output,
+            "error": error,
+            "wait_reason": wait_reason,
+            "wake_seconds": wake_seconds,
+        }
+
+        def save() -> bool:
+            with self._tools.database.tenant(run.tenant_id) as session:
+                return runs.save_progress(session, run.run_id, **progress)
+
+        if not patiently(run.hold, save):
             run.hold.lose()
             raise Cancelled("the run is no longer this worker's")
 

@@ -262,6 +262,7 @@ runs = Table(
     Column("output", JSONB),
     Column("error", JSONB),
     Column("attempt", Integer, nullable=False, server_default="0", doc="the fencing token"),
+    Column("checkpoint", Integer, nullable=False, server_default="0", doc="how many this attempt has stored"),
     Column("priority", SmallInteger, nullable=False, server_default="5"),
     Column("idempotency_key", Text),
     Column("crashes", SmallInteger, nullable=False, server_default="0", doc="workers that died with it in hand"),

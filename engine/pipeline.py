@@ -34,6 +34,7 @@ from engine.errors import (
 )
 from engine.execution import Execution, StepResult, bounded
 from engine.expressions import Evaluator, render_legacy
+from engine.patience import patiently
 from engine.ports import Action, Json
 from engine.redaction import Redactor
 from engine.repository import credentials, runs
@@ -104,13 +105,19 @@ def record_intent(execution: Execution, tools: Tools) -> Execution:
     action = tools.actions[execution.step.action]
     if not action.has_effects and action.service is None:
         return execution
+    lines = execution.run.journal.take() if action.has_effects else []
+    try:
+        return patiently(execution.run.hold, lambda: _prepare(execution, action, tools, lines))
+    except (Fatal, VaultError) as error:
+        execution.run.journal.put_back(lines)
+        return _failed(execution, error.error_code, error.detail)
+
+
+def _prepare(execution: Execution, action: Action, tools: Tools, lines: list[Row]) -> Execution:
     with tools.database.tenant(execution.run.tenant_id) as session:
-        try:
-            execution = _unlock(execution, action, session, tools.vault)
-        except (Fatal, VaultError) as error:
-            return _failed(execution, error.error_code, error.detail)
+        execution = _unlock(execution, action, session, tools.vault)
         if action.has_effects:
-            _store_intent(execution, session)
+            _store_intent(execution, session, lines)
     return execution
 
 
@@ -140,12 +147,12 @@ def _the_one(rows: list[Row], *, action: Action, name: str | None) -> Row:
     return rows[0]
 
 
-def _store_intent(execution: Execution, session: TenantSession) -> None:
+def _store_intent(execution: Execution, session: TenantSession, lines: list[Row]) -> None:
     intent = StepResult(
         execution.step.id, StepState.RUNNING, attempt=execution.attempt, started_at=execution.started_at
     )
     run = execution.run
-    if not runs.save_progress(session, run.run_id, attempt=run.attempt, steps=[intent.row()], lines=run.journal.take()):
+    if not runs.save_progress(session, run.run_id, attempt=run.attempt, steps=[intent.row()], lines=lines):
         run.hold.lose()
         raise Cancelled("the run is no longer this worker's")
 

@@ -57,7 +57,6 @@ RUN_EDGES: Mapping[RunState, frozenset[RunState]] = {
     RunState.RUNNING: frozenset(
         {
             RunState.RUNNING,  # taken over from a dead worker, with the next attempt number
-            RunState.QUEUED,  # handed back by a worker that shuts down
             RunState.WAITING,
             RunState.SUCCEEDED,
             RunState.FAILED,

@@ -15,7 +15,7 @@ from engine.definition import canonical, parse
 from engine.executor import Executor
 from engine.expressions import Evaluator
 from engine.pipeline import Tools
-from engine.ports import RunMessage
+from engine.ports import PollMessage, RunMessage
 from engine.repository import credentials
 from engine.runs import Runs, Start
 from engine.vault import MasterKeyRing, Vault
@@ -26,9 +26,13 @@ class ListPublisher:
 
     def __init__(self) -> None:
         self.messages: dict[str, RunMessage] = {}
+        self.polls: dict[str, PollMessage] = {}
 
     def publish(self, messages: Iterable[RunMessage]) -> None:
         self.messages.update({message.id: message for message in messages})
+
+    def publish_poll(self, message: PollMessage) -> None:
+        self.polls[message.id] = message
 
     def holds(self, message_ids: Sequence[str]) -> set[str]:
         return self.messages.keys() & set(message_ids)

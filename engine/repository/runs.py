@@ -103,17 +103,6 @@ def _is_saved(session: TenantSession, run_id: str, attempt: int, checkpoint: int
     return session.row(statement) is not None
 
 
-def hand_back(session: TenantSession, run_id: str, *, attempt: int) -> bool:
-    """From running to queued again: a worker that shuts down gives up what it has not finished."""
-    statement = (
-        sa.update(runs)
-        .where(runs.c.id == run_id, runs.c.attempt == attempt, runs.c.status == RunState.RUNNING.value)
-        .values(status=RunState.QUEUED.value)
-        .returning(runs.c.id)
-    )
-    return session.row(statement) is not None
-
-
 def cancel(session: TenantSession, run_id: str) -> str | None:
     """End it wherever it is; the state that it had, or None when it was finished or does not exist."""
     before = (

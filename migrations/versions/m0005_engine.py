@@ -76,6 +76,7 @@ CREATE TABLE runs (
     output JSONB,
     error JSONB,
     attempt INTEGER DEFAULT 0 NOT NULL,
+    checkpoint INTEGER DEFAULT 0 NOT NULL,
     priority SMALLINT DEFAULT 5 NOT NULL,
     idempotency_key TEXT,
     crashes SMALLINT DEFAULT 0 NOT NULL,

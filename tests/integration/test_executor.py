@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,10 +14,13 @@ import pytest
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
+import migrations
+from embedded.postgres import PostgresServer
 from engine import execution
 from engine.db import TenantSession
 from engine.errors import Fatal, RetryLater, Suspend
 from engine.ports import Json, StepContext
+from engine.repository import runs
 from engine.states import RunState
 from engine.sweeper import Result, Sweeper
 from tests.engine_parts import Parts, parts_for
@@ -386,6 +390,48 @@ def test_the_intent_of_an_effect_is_stored_before_it_is_tried(parts: Parts, scri
     script.body = lambda context, _parameters: seen.append(parts.steps_of(context.run_id)["one"]["status"])
     parts.execute({"id": "one", "action": "test.script"})
     assert seen == ["running"]
+
+
+def test_a_checkpoint_whose_answer_was_lost_is_stored_once(parts: Parts) -> None:
+    run_id = parts.start(parts.workflow(echo()))
+    line = {"step_id": None, "level": "info", "message": "once", "data": None, "at": "2026-01-01T00:00:00Z"}
+    used = {"kind": "action_call", "action": "debug.echo", "quantity": 1, "seconds": 0.5}
+    with parts.database.tenant("acme") as session:
+        assert runs.begin(session, run_id, stale_seconds=15) is not None
+    for _ in range(2):
+        with parts.database.tenant("acme") as session:
+            assert runs.save_progress(session, run_id, attempt=1, checkpoint=1, lines=[line], usage=[used])
+    assert len(parts.lines_of(run_id)) == 1
+    assert len(parts.rows("SELECT 1 FROM usage")) == 1
+    with parts.database.tenant("acme") as session:
+        assert not runs.save_progress(session, run_id, attempt=1, checkpoint=3), "the second was never stored"
+        assert not runs.save_progress(session, run_id, attempt=2, checkpoint=2), "another attempt's"
+
+
+def test_a_worker_waits_for_a_postgres_that_restarts_and_repeats_no_step(
+    tmp_path: Path, script: SimpleNamespace
+) -> None:
+    server = PostgresServer(tmp_path, fast=True).start()
+    restarts: list[threading.Thread] = []
+
+    def stop_postgres(context: StepContext, _parameters: Any) -> Json:
+        if context.step_id == "two":
+            server.stop()
+            restarts.append(threading.Timer(0.5, server.start))
+            restarts[-1].start()
+        return {"step": context.step_id}
+
+    try:
+        migrations.upgrade(server.url)
+        with parts_for(server.url, script=script.action) as parts:
+            script.body = stop_postgres
+            run = parts.execute(*({"id": step, "action": "test.script"} for step in ("one", "two", "three")))
+            assert (run["status"], run["attempt"], run["crashes"]) == ("succeeded", 1, 0)
+            assert [context.step_id for context in script.action.contexts] == ["one", "two", "three"]
+    finally:
+        for restart in restarts:
+            restart.join()
+        server.stop()
 
 
 class TestSweeper:

@@ -19,6 +19,7 @@ RUN = {"tenant_id": "a", "run_id": "run_1"}
 PROGRESS: dict[str, Any] = {
     **RUN,
     "attempt": 1,
+    "checkpoint": 1,
     "status": "running",
     "terminal": False,
     "output": None,

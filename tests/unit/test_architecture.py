@@ -23,8 +23,9 @@ IO = ["settings", "logs", "metrics", "sql", "db", "models", "repository", "vault
 SERVICES: dict[str, set[str]] = {
     "execution": set(),
     "heartbeat": {"execution"},
-    "pipeline": {"execution"},
-    "executor": {"execution", "heartbeat", "pipeline", "runs", "quotas", "usage"},
+    "patience": {"execution"},
+    "pipeline": {"execution", "patience"},
+    "executor": {"execution", "heartbeat", "patience", "pipeline", "runs", "quotas", "usage"},
     "runs": {"quotas"},
     "sweeper": set(),
     "workflows": {"runs"},
