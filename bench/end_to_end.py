@@ -61,12 +61,12 @@ class Bench:
 
     def cpu(self, workers: list[psutil.Process]) -> dict[str, float]:
         groups = {
-            "client": [psutil.Process()],
             "workers": workers,
             "postgres": [psutil.Process(self.postgres.process.pid)] if self.postgres.process else [],
             "redis": [psutil.Process(self.redis.process.pid)] if self.redis.process else [],
         }
-        return {name: sum(map(_cpu_of_tree, processes)) for name, processes in groups.items()}
+        used = {name: sum(map(_cpu_of_tree, processes)) for name, processes in groups.items()}
+        return {"client": time.process_time(), **used}
 
 
 def _cpu_of_tree(process: psutil.Process) -> float:
@@ -123,6 +123,7 @@ class Ours:
     def __init__(self, bench: Bench) -> None:
         os.environ.update(bench.environment)
         import tasks
+        from engine.db import dump_json
         from engine.definition import canonical, load
 
         migrations.upgrade(bench.environment["FAIRLANE_DATABASE_URL"])
@@ -142,7 +143,7 @@ class Ours:
                         "INSERT INTO workflow_versions (tenant_id, workflow_id, version, definition, hash)"
                         " VALUES (:t, 'wf_' || :t, 1, cast(:d AS jsonb), 'h')"
                     ),
-                    {"t": f"t{n}", "d": __import__("json").dumps(canonical(load(DOCUMENT)))},
+                    {"t": f"t{n}", "d": dump_json(canonical(load(DOCUMENT)))},
                 )
 
     def enqueue(self, n: int) -> None:
