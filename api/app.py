@@ -17,11 +17,13 @@ from fastapi import FastAPI
 from api import problems
 from api.auth import require_permissions
 from api.edge import Edge
-from api.routes import auth, catalog, credentials, health, runs, tenants
+from api.openapi import Application
+from api.routes import auth, catalog, credentials, health, runs, tenants, webhooks, workflows
 from api.services import Services
 from api.throttle import Throttle
+from engine import logs
 
-ROUTERS = (auth, tenants, credentials, runs, catalog, health)
+ROUTERS = (auth, tenants, credentials, workflows, runs, webhooks, catalog, health)
 
 DESCRIPTION = """
 Send `Authorization: Bearer` with a login token (`POST /api/auth/login`) or an API key (`fl_...`).
@@ -35,8 +37,9 @@ def create_app(services: Services | None = None) -> FastAPI:
         import tasks
 
         services = tasks.services()
+        logs.configure(services.settings)
     settings = services.settings
-    app = FastAPI(
+    app = Application(
         title="Fairlane",
         version=_version(),
         description=DESCRIPTION,
@@ -50,6 +53,7 @@ def create_app(services: Services | None = None) -> FastAPI:
     app.state.services = services
     app.state.throttle = Throttle(settings.redis_url)
     app.state.hashers = CapacityLimiter(auth.HASHERS)
+    app.state.dry_runs = CapacityLimiter(workflows.DRY_RUNS)
     app.add_middleware(Edge, webhook_limit=settings.webhook_max_bytes, https=settings.public_url.startswith("https://"))
     problems.install(app)
     for module in ROUTERS:

@@ -6,12 +6,12 @@ A cursor is the sort key of the last item, encoded; to a client it is opaque. It
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import pydantic_core
 from fastapi import Depends, Query
 
 from engine.db import Row
@@ -19,6 +19,7 @@ from engine.errors import Fault, InvalidInput
 
 DEFAULT_LIMIT = 50
 MAXIMUM_LIMIT = 200
+GREATEST = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,8 @@ class Paging:
         """The sort key behind which the page begins, None for the first; a single value where it has one part."""
         if self.cursor is None:
             return None
-        try:
-            key = json.loads(base64.urlsafe_b64decode(self.cursor.encode()))
-        except (ValueError, binascii.Error, RecursionError):
-            key = None
-        if not isinstance(key, list) or len(key) != len(kinds) or not all(map(isinstance, key, kinds)):
+        key = _decoded(self.cursor)
+        if not isinstance(key, list) or len(key) != len(kinds) or not all(map(_is_part, key, kinds)):
             raise InvalidInput([Fault("/cursor", "not a cursor of this list; take next_cursor of the page before")])
         return key if len(kinds) > 1 else key[0]
 
@@ -50,6 +48,20 @@ class Paging:
         shown = rows[: self.limit]
         more = len(rows) > len(shown)
         return {"items": shown, "next_cursor": _encoded(key(shown[-1])) if more else None}
+
+
+def _decoded(cursor: str) -> Any:
+    try:
+        return pydantic_core.from_json(base64.urlsafe_b64decode(cursor.encode()), allow_inf_nan=False)
+    except ValueError:
+        return None
+
+
+def _is_part(part: Any, kind: type) -> bool:
+    """Whether a forged cursor can be handed to Postgres: no number beyond 64 bits, no NUL in a text."""
+    if isinstance(part, str):
+        return kind is str and "\0" not in part
+    return isinstance(part, int) and kind is int and abs(part) < GREATEST
 
 
 def _encoded(key: Sequence[Any]) -> str:

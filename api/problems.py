@@ -87,7 +87,7 @@ async def _validation(request: Request, error: Exception) -> Problem:
 def _fault(item: Mapping[str, Any]) -> Fault:
     """One of pydantic's errors. It may name what was expected, never what was sent: that may be a secret."""
     where, *path = item["loc"]
-    if where == "body" and not path:
+    if where == "body" and not path and item["type"] != "value_error":
         return Fault("", _WHOLE_BODY_MISSING)
     place = ""
     for part in path:
@@ -97,6 +97,8 @@ def _fault(item: Mapping[str, Any]) -> Fault:
         message = "this field is not known here"
     elif item["type"] == "missing":
         message = "this field is required"
+    elif item["type"] == "string_pattern_mismatch":
+        message = "holds a character that is not possible here"
     return Fault(place, message[:1].lower() + message[1:])
 
 

@@ -10,12 +10,15 @@ import email_validator
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
     SerializerFunctionWrapHandler,
+    StrictBool,
     StringConstraints,
     model_serializer,
+    model_validator,
 )
 
 from engine.passwords import MAXIMUM_LENGTH, MINIMUM_LENGTH
@@ -37,6 +40,12 @@ def _plausible_email(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def _object_or_text(value: Any) -> Any:
+    if not isinstance(value, dict | str):
+        raise ValueError("must be an object, or text")
+    return value
+
+
 Moment = Annotated[datetime, AfterValidator(_in_utc)]
 """RFC 3339 in UTC, ending in Z."""
 Line = Annotated[
@@ -45,7 +54,19 @@ Line = Annotated[
 """One line of text that somebody reads: a name."""
 Email = Annotated[str, StringConstraints(strip_whitespace=True, max_length=254), AfterValidator(_plausible_email)]
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+ObjectOrText = Annotated[dict[str, Any] | str, BeforeValidator(_object_or_text)]
 RoleName = Literal["owner", "admin", "member", "viewer"]
+WaitingReason = Literal[
+    "fair_turn",
+    "tenant_concurrency",
+    "rate",
+    "paused",
+    "quota",
+    "sleeping",
+    "approval",
+    "retry_backoff",
+    "no_worker",
+]
 
 
 class Body(BaseModel):
@@ -162,16 +183,101 @@ class Credential(Answer):
     updated_at: Moment
 
 
+# Workflows
+
+
+class WorkflowBody(Body):
+    """A document, or the older form: `trigger_type`, `action_type` and `config_json`."""
+
+    name: Line | None = Field(default=None, description="the document's own name unless given")
+    definition: ObjectOrText | None = Field(
+        default=None, description="the document: an object as in GET /api/workflow-schema, or YAML text"
+    )
+    trigger_type: Identifier | None = Field(default=None, description="older form: webhook or schedule")
+    action_type: Identifier | None = Field(
+        default=None, description="older form: slack_message, discord_post or weather_check"
+    )
+    config_json: ObjectOrText | None = Field(default=None, description="older form: an object, or its text")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_the_document_itself(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "steps" in value and "definition" not in value:
+            raise ValueError('this is a document; send it as {"definition": {...}}, or as YAML')
+        return value
+
+    @property
+    def is_legacy(self) -> bool:
+        return not (self.trigger_type is None and self.action_type is None and self.config_json is None)
+
+
+class WorkflowChange(WorkflowBody):
+    version: int | None = Field(
+        default=None,
+        ge=0,
+        description="the version that you read and changed; 409 version_conflict when there is a newer one",
+    )
+
+
+class WorkflowPatch(Body):
+    is_active: StrictBool | None = Field(default=None, description="true also resumes a trigger that was paused")
+    name: Line | None = None
+
+
+class WorkflowSummary(Answer):
+    id: str
+    name: str
+    is_active: bool
+    inactive_reason: str | None
+    version: int = Field(description="the current one; 0 when there is none yet")
+    trigger_type: str
+    webhook_url: str | None = Field(description="where a webhook workflow takes its requests")
+    next_fire_at: Moment | None = Field(description="when its schedule or poll falls due next")
+    last_fired_at: Moment | None
+    failures: int = Field(default=0, description="failed polls in a row")
+    paused_reason: str | None = Field(description="why its trigger fires no more until it is switched on again")
+    created_by: str | None = Field(description="the user who made it")
+    created_at: Moment
+    updated_at: Moment
+    action_type: str | None = Field(default=None, description="older form, where it was saved in that")
+    config_json: str | None = None
+
+
+class Workflow(WorkflowSummary):
+    definition: dict[str, Any] | None = Field(description="the document of the current version, secrets masked")
+
+
+class Version(Answer):
+    version: int
+    created_at: Moment
+    created_by: str | None = Field(description="the user or API key that saved it")
+
+
+class VersionDetails(Version):
+    definition: dict[str, Any] = Field(description="as it was saved, secrets masked")
+
+
+class DryRunBody(Body):
+    input: Any = Field(default=None, description="what a webhook's body, or the input of a started run, would be")
+
+
+class DryStep(Answer):
+    id: str
+    would: dict[str, Any] = Field(
+        description="`{action, with, credential, has_effects, unknown?}`, or `{skip: reason}`, or `{fail: reason}`"
+    )
+
+
+class DryRun(Answer):
+    steps: list[DryStep]
+
+
 # Runs
 
 
 class RunBody(Body):
-    input: dict[str, Any] | None = Field(default=None, description="`trigger.input` of its expressions")
+    input: Any = Field(default=None, description="`trigger.input` of its expressions; `{}` unless given")
     priority: int = Field(default=5, ge=0, le=9, description="0 runs before 9, within the workflow")
-
-
-class DryRunBody(Body):
-    input: Any = Field(default=None, description="what the run would be started with")
 
 
 class Run(Answer):
@@ -188,6 +294,7 @@ class Run(Answer):
     started_at: Moment | None = None
     finished_at: Moment | None = None
     wait_reason: str | None = Field(default=None, description="why it is held or waiting; absent otherwise")
+    wake_at: Moment | None = Field(default=None, description="when a waiting run goes on; absent otherwise")
     replay_of: str | None = Field(default=None, description="the run that it repeats; absent otherwise")
 
     @model_serializer(mode="wrap")
@@ -196,7 +303,7 @@ class Run(Answer):
         return {key: value for key, value in document.items() if value is not None or key not in _OPTIONAL}
 
 
-_OPTIONAL = frozenset({"wait_reason", "replay_of"})
+_OPTIONAL = frozenset({"wait_reason", "wake_at", "replay_of"})
 
 
 class RunStarted(Answer):
@@ -223,7 +330,22 @@ class LogLine(Answer):
     data: Any = None
 
 
+class Waiting(Answer):
+    reason: WaitingReason
+    detail: str = Field(description="a sentence for people")
+    position: int | None = Field(
+        default=None, description="starts that come before it, at least; absent outside the queue"
+    )
+    since: Moment
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = handler(self)
+        return {key: value for key, value in document.items() if value is not None}
+
+
 class Triggered(Answer):
     status: Literal["triggered"] = "triggered"
     message: str
     run_id: str
+    idempotent: bool = Field(description="true when this webhook-id had started the run before")

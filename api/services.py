@@ -11,6 +11,8 @@ from engine.fairshare import Lanes
 from engine.runs import Runs
 from engine.settings import Settings
 from engine.vault import Vault
+from engine.workflows import Workflows
+from triggers import Receiver
 
 
 class Services(Protocol):
@@ -28,5 +30,9 @@ class Services(Protocol):
     def evaluator(self) -> Evaluator: ...
     @property
     def runs(self) -> Runs: ...
+    @property
+    def workflows(self) -> Workflows: ...
+    @property
+    def receiver(self) -> Receiver: ...
     @property
     def lanes(self) -> Lanes: ...

@@ -1,11 +1,14 @@
 """The route class of the API: authenticates before anything is read, and reads JSON strictly.
 
-Strictly: no NaN or Infinity, no half surrogate pairs, nesting within bounds; a syntax error is a 400 that names line
-and column. A workflow may be sent as YAML too: the text becomes the field ``definition`` of the body.
+Strictly: no NaN or Infinity, nor a number that would become one; no half surrogate pairs; nesting within bounds. A
+syntax error is a 400 that names line and column. A workflow may be sent as YAML too: the text becomes the field
+``definition`` of the body.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -20,6 +23,7 @@ from api.auth import OPEN, Call, authenticate
 from api.services import Services
 
 JSON = "application/json"
+_MAY_OVERFLOW = re.compile(rb"[0-9][eE]|[0-9]{300}")
 YAML = frozenset({"application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml"})
 
 
@@ -39,10 +43,21 @@ class StrictRequest(Request):
         if not hasattr(self, "_json"):
             body = await self.body()
             try:
-                self._json = pydantic_core.from_json(body, allow_inf_nan=False)
+                value = pydantic_core.from_json(body, allow_inf_nan=False)
             except ValueError as error:
                 raise MalformedBody(error) from None
+            if _MAY_OVERFLOW.search(body) and not _is_finite(value):
+                raise MalformedBody("it holds a number that is too large")
+            self._json = value
         return self._json
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 class YamlRequest(Request):

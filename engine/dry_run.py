@@ -2,7 +2,8 @@
 
 Nothing is stored, decrypted or sent. What an action would answer is not known, so what reads it is not known either;
 `would` then shows the text as written and names the steps that it waits for. Only `debug.echo` is known: it answers its
-input. Values under keys that usually hold secrets are masked.
+input. Masked is what stands under keys, in URL parameters or behind a scheme of authorization that hold secrets; the
+credential of a step is shown by its name.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ from engine.templates import pointer
 MASK = "**********"
 ECHO = "debug.echo"
 
-_SECRET_KEY = re.compile(r"authorization|cookie|password|passwd|secret|signature|token|api[-_]?key", re.IGNORECASE)
+_SECRET_NAME = r"(?:authorization|cookie|password|passwd|secret|signature|token|api[-_]?key)"  # noqa: S105 - names, no secret
+_SECRET_KEY = re.compile(_SECRET_NAME, re.IGNORECASE)
+_SECRET_PART = re.compile(
+    rf"([?&][^=&#\s]*{_SECRET_NAME}[^=&#\s]*=)[^&#\s\"']+|\b((?:bearer|basic)\s+)[^\s\"']+", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,13 +167,38 @@ class _Walk:
         return sorted({name for source in sources for name in step_references(source)} & self.unknown)
 
 
+def trigger_of(kind: str, given: Json) -> dict[str, Json]:
+    """What expressions would see as ``trigger`` when a run of a workflow with that kind of trigger began with `given`.
+
+    For a webhook `given` is the body, or parts of the request ``{body, headers, query}``; for a poll it is the item. As
+    for a run that the API starts, it is ``trigger.input`` too.
+    """
+    parts: Mapping[str, Json] = {}
+    if kind == "webhook":
+        request = given if _has_only(given, "body", "headers", "query") else {"body": given}
+        parts = {"body": None, "headers": {}, "query": {}, **request}
+    elif kind == "poll":
+        parts = given if _has_only(given, "item") else {"item": given}
+    elif kind == "schedule":
+        parts = {"scheduled_at": datetime.now(UTC).isoformat()}
+    return {"input": {} if given is None else given, **parts}
+
+
+def _has_only(value: Json, *keys: str) -> bool:
+    return isinstance(value, Mapping) and bool(value) and value.keys() <= set(keys)
+
+
 def masked(value: Json, key: str = "") -> Json:
-    """A copy with `MASK` in place of the texts under keys that usually hold secrets."""
+    """A copy without the texts that are secrets by the look of their place."""
     if isinstance(value, Mapping):
         return {name: masked(item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [masked(item, key) for item in value]
-    return MASK if isinstance(value, str) and value and _SECRET_KEY.search(key) else value
+    if not isinstance(value, str) or not value:
+        return value
+    if _SECRET_KEY.search(key):
+        return MASK
+    return _SECRET_PART.sub(lambda match: f"{match[1] or match[2]}{MASK}", value)
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:

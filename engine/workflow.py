@@ -43,7 +43,17 @@ Interval = Annotated[Duration, _between(timedelta(seconds=1), LONGEST, "must be 
 Timeout = Annotated[
     Duration, _between(timedelta(milliseconds=1), timedelta(hours=1), "must be more than 0, at most 1h")
 ]
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+
+
+def _without_nul(name: str) -> str:
+    if "\0" in name:
+        raise ValueError("a name cannot hold the character NUL")
+    return name
+
+
+Name = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), AfterValidator(_without_nul)
+]
 
 
 def _cron(expression: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,13 +21,16 @@ from embedded.ports import free_port
 from engine import fairshare, passwords, tenancy
 from engine.db import Database
 from engine.expressions import Evaluator
-from engine.ports import RunMessage
+from engine.ports import PollMessage, Publisher, RunMessage
 from engine.repository import identity
 from engine.runs import Runs
 from engine.settings import Settings
 from engine.vault import MasterKeyRing, Vault
+from engine.workflows import Workflows
+from triggers import KINDS, Receiver
 
 PASSWORD = "correct horse battery"
+ECHO = {"id": "echo", "action": "debug.echo", "with": {"text": "hello"}}
 _people = itertools.count(1)
 
 
@@ -47,6 +50,8 @@ class ApiServices:
     evaluator: Evaluator
     lanes: fairshare.Lanes
     runs: Runs
+    workflows: Workflows
+    receiver: Receiver
 
 
 class Collector:
@@ -55,10 +60,13 @@ class Collector:
     def __init__(self) -> None:
         self.messages: list[RunMessage] = []
 
-    def publish(self, messages: Any) -> None:
+    def publish(self, messages: Iterable[RunMessage]) -> None:
         self.messages.extend(messages)
 
-    def holds(self, message_ids: Any) -> set[str]:
+    def publish_poll(self, message: PollMessage) -> None:
+        raise AssertionError(f"the API polls nothing, not even {message.workflow_id}")
+
+    def holds(self, message_ids: Sequence[str]) -> set[str]:
         return {message.id for message in self.messages} & set(message_ids)
 
 
@@ -73,16 +81,22 @@ def settings_for(database_url: str, redis_url: str, **more: Any) -> Settings:
     )
 
 
-def services_for(settings: Settings) -> ApiServices:
-    lanes = fairshare.Lanes(settings.redis_url, queue="runs")
+def services_for(settings: Settings, publisher: Publisher | None = None) -> ApiServices:
+    """Parts like those of `tasks.services`; without a `publisher` no run reaches the queue."""
+    database = Database(settings.database_url, pool_size=settings.database_pool_size)
+    vault = Vault(MasterKeyRing(settings.master_key_ring))
+    registry = actions.build(allowed_networks=settings.allowed_networks, service_urls=settings.service_urls)
+    runs = Runs(publisher or Collector())
     return ApiServices(
         settings=settings,
-        database=Database(settings.database_url, pool_size=settings.database_pool_size),
-        vault=Vault(MasterKeyRing(settings.master_key_ring)),
-        actions=actions.build(allowed_networks=settings.allowed_networks, service_urls=settings.service_urls),
+        database=database,
+        vault=vault,
+        actions=registry,
         evaluator=Evaluator(),
-        lanes=lanes,
-        runs=Runs(Collector()),
+        lanes=fairshare.Lanes(settings.redis_url, queue="runs"),
+        runs=runs,
+        workflows=Workflows(registry, KINDS, vault),
+        receiver=Receiver(database, runs, vault, max_bytes=settings.webhook_max_bytes),
     )
 
 
@@ -95,6 +109,25 @@ class Person:
     user_id: str
     tenant_id: str
     token: str
+
+    def workflow(self, *steps: Mapping[str, Any], trigger: Mapping[str, Any] | None = None, name: str = "W") -> str:
+        """A new workflow, of one step unless given; its id."""
+        definition = {"trigger": trigger or {"type": "webhook"}, "steps": steps or [ECHO]}
+        answer = self.http.post("/api/workflows", json={"name": name, "definition": definition})
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    def run(self, workflow_id: str, **body: Any) -> str:
+        """A new run of it; its id."""
+        answer = self.http.post(f"/api/workflows/{workflow_id}/runs", json=body)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["run"]["id"])
+
+
+def places(answer: httpx.Response) -> dict[str, str]:
+    """The faults of an input that was refused: pointer to sentence."""
+    assert answer.status_code == 422, answer.text
+    return {error["pointer"]: error["detail"] for error in answer.json()["errors"]}
 
 
 @dataclass
@@ -165,6 +198,3 @@ def _wait_until_started(server: uvicorn.Server, thread: threading.Thread) -> Non
         if not thread.is_alive():
             raise RuntimeError("the API did not start; its log says why")
         waiting.wait(0.01)
-
-
-__all__ = ["PASSWORD", "Api", "ApiServices", "Collector", "Person", "running_api", "services_for", "settings_for"]

@@ -1,15 +1,18 @@
-"""Runs: what was started, how far it came, what it said; and ending one."""
+"""Runs: what was started, how far it came, what it said, why it waits; and ending one."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 
+from api import waiting
 from api.auth import Call, may
+from api.openapi import refusals
 from api.paging import Page
-from api.schemas import Identifier, Listed, LogLine, Run, Step
+from api.schemas import Identifier, Listed, LogLine, Run, Step, Waiting
 from api.wire import Route
 from engine.db import Row, TenantSession
 from engine.errors import Conflict, Fault, InvalidInput, NotFound
@@ -38,23 +41,23 @@ Wanted = Annotated[read_runs.RunFilter, Depends(_filter)]
 
 @router.get("", response_model=Listed[Run])
 def list_runs(call: Reader, page: Page, wanted: Wanted) -> Any:
-    """Newest first."""
+    """List runs, the newest first."""
     before = page.after(str)
     with call.transaction() as session:
         rows = read_runs.listed(session, wanted, before=before, limit=page.fetch)
     return page.page(rows, lambda row: [row["id"]])
 
 
-@router.get("/{run_id}", response_model=Run)
+@router.get("/{run_id}", response_model=Run, responses=refusals("not_found"))
 def show(run_id: str, call: Reader) -> Any:
-    """One run."""
+    """Show a run."""
     with call.transaction() as session:
         return existing(session, run_id)
 
 
-@router.get("/{run_id}/steps", response_model=Listed[Step])
+@router.get("/{run_id}/steps", response_model=Listed[Step], responses=refusals("not_found"))
 def steps(run_id: str, call: Reader, page: Page) -> Any:
-    """Its steps so far, in the order of their beginning."""
+    """List the steps of a run so far, in the order of their beginning."""
     after = page.after(str, str, str)
     if after is not None:
         _moment(after[0])
@@ -64,9 +67,9 @@ def steps(run_id: str, call: Reader, page: Page) -> Any:
     return page.page(rows, lambda row: [row["began"].isoformat(), row["id"], row["item"] or ""])
 
 
-@router.get("/{run_id}/logs", response_model=Listed[LogLine])
+@router.get("/{run_id}/logs", response_model=Listed[LogLine], responses=refusals("not_found"))
 def logs(run_id: str, call: Reader, page: Page) -> Any:
-    """Its log."""
+    """List the log lines of a run."""
     after = page.after(int)
     with call.transaction() as session:
         existing(session, run_id)
@@ -74,9 +77,17 @@ def logs(run_id: str, call: Reader, page: Page) -> Any:
     return page.page(rows, lambda row: [row["seq"]])
 
 
-@router.post("/{run_id}/cancel", response_model=Run)
+@router.get("/{run_id}/waiting", response_model=Waiting, responses=refusals("not_found", "run_not_waiting"))
+def show_waiting(run_id: str, call: Reader) -> Any:
+    """Say why a run waits, and since when."""
+    with call.transaction() as session:
+        run = existing(session, run_id)
+    return asdict(waiting.why(run, tenant_id=call.principal.tenant_id, lanes=call.services.lanes))
+
+
+@router.post("/{run_id}/cancel", response_model=Run, responses=refusals("not_found", "run_finished"))
 def cancel(run_id: str, call: Writer) -> Any:
-    """End it: at once when it is not running, else before its next step. What a step has done stays done."""
+    """End a run. One that is not running ends at once, else before its next step; what a step has done stays done."""
     with call.transaction() as session:
         ended = call.services.runs.cancel(session, run_id)
         run = existing(session, run_id)

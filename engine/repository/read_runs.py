@@ -26,7 +26,9 @@ RUN = (
     runs.c.queued_at,
     runs.c.started_at,
     runs.c.finished_at,
+    runs.c.heartbeat_at,
     runs.c.wait_reason,
+    runs.c.wake_at,
     runs.c.replay_of,
 )
 

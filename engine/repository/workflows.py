@@ -131,7 +131,7 @@ def versions(session: TenantSession, workflow_id: str, *, before: int | None, li
         .limit(limit)
     )
     if before is not None:
-        statement = statement.where(workflow_versions.c.version < before)
+        statement = statement.where(workflow_versions.c.version < sa.literal(before, sa.BigInteger))
     return session.rows(statement)
 
 
