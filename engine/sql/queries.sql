@@ -16,7 +16,7 @@ RETURNING id, workflow_id, version, status, trigger, priority, attempt, replay_o
           (SELECT lane FROM tenant) AS lane;
 
 -- name: begin_run
--- Why compare-and-set: the attempt is the fencing token; a run in a living worker's hands is not taken from it.
+-- Why compare-and-set: the attempt is the fencing token; not what a living worker has, nor what a suspended tenant left.
 UPDATE runs SET
     status = 'running',
     attempt = attempt + 1,
@@ -26,6 +26,7 @@ UPDATE runs SET
     heartbeat_at = now()
 WHERE tenant_id = :tenant_id AND id = :run_id
   AND (status = 'queued' OR (status = 'running' AND heartbeat_at < now() - :stale_seconds * interval '1 second'))
+  AND EXISTS (SELECT 1 FROM tenants t WHERE t.id = :tenant_id AND t.status = 'active')
 RETURNING id, workflow_id, version, trigger, input, attempt, crashes, priority, replay_of, queued_at, started_at;
 
 -- name: finished_steps

@@ -186,6 +186,7 @@ def test_a_suspended_tenant_starts_nothing_and_goes_on_where_it_was(database_url
             book.suspend(session, "acme")
         assert queue.take() is None
         _nothing_new_starts(parts)
+        parts.executor.run("acme", waiting)  # as if Redis had been down, and its lane knew nothing
         assert parts.run_row(waiting)["status"] == "queued"
         with parts.database.system() as session:
             book.resume(session, "acme")
