@@ -21,6 +21,7 @@ broker_transport_options = {
     "socket_timeout": 5,
     "socket_connect_timeout": 3,
     "socket_keepalive": True,
+    "max_retries": 0,  # a publisher of ours does not wait for Redis; workers reconnect by the settings below
 }
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None

@@ -1,0 +1,120 @@
+"""The API while Postgres or Redis is gone: what it still does, what it says, and that it recovers by itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import migrations
+from embedded.postgres import PostgresServer
+from tests.api_server import ECHO, Api, Person, running_api, services_for, settings_for
+from tests.installation import Installation, Tenant, installed, wait_for
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[PostgresServer]:
+    """A server of this test alone, to be killed."""
+    server = PostgresServer(tmp_path / "postgres", fast=True).start()
+    migrations.upgrade(server.url)
+    yield server
+    server.stop()
+
+
+def unavailable(answer: httpx.Response) -> bool:
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable"), answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert int(answer.headers["retry-after"]) > 0
+    assert "again" in answer.json()["detail"]
+    return True
+
+
+def test_while_postgres_is_down_everything_says_so_and_afterwards_everything_works(
+    postgres: PostgresServer, redis_url: str
+) -> None:
+    with running_api(services_for(settings_for(postgres.url, redis_url))) as api:
+        person = api.person()
+        workflow_id = person.workflow()
+        run_id = person.run(workflow_id)
+        postgres.kill()
+        assert all(map(unavailable, _calls(api, person, workflow_id, run_id)))
+        assert api.client().get("/healthz").status_code == 200
+        not_ready = api.client().get("/readyz")
+        assert (not_ready.status_code, not_ready.json()["code"]) == (503, "not_ready")
+        assert "Postgres" in not_ready.json()["detail"]
+        postgres.start()
+        answers = list(_calls(api, person, workflow_id, run_id))
+        assert [answer.status_code for answer in answers] == [200, 201, 202, 202, 200, 200, 200, 401]
+        assert len(person.http.get("/api/runs").json()["items"]) == 3
+
+
+def _calls(api: Api, person: Person, workflow_id: str, run_id: str) -> Iterator[httpx.Response]:
+    document = {"name": "W", "definition": {"trigger": {"type": "manual"}, "steps": [ECHO]}}
+    yield person.http.get("/api/workflows")
+    yield person.http.post("/api/workflows", json=document)
+    yield person.http.post(f"/api/workflows/{workflow_id}/runs")
+    yield api.client().post(f"/api/webhooks/{workflow_id}", json={})
+    yield person.http.get(f"/api/runs/{run_id}")
+    yield person.http.get(f"/api/runs/{run_id}/waiting")
+    yield person.http.get("/api/me")
+    yield api.client().post("/api/auth/login", json={"email": "nobody@example.com", "password": "not the password"})
+
+
+@pytest.fixture
+def installation(tmp_path: Path, database_url: str) -> Iterator[Installation]:
+    """The API as a process of its own, with the publisher that it really has."""
+    with installed(tmp_path, database_url) as installation:
+        installation.start_api()
+        yield installation
+
+
+def start(tenant: Tenant, workflow_id: str, **headers: str) -> httpx.Response:
+    return tenant.client.post(f"/api/workflows/{workflow_id}/runs", json={"input": {}}, headers=headers)
+
+
+def test_while_redis_is_down_runs_and_webhooks_are_accepted_once_for_each_key(installation: Installation) -> None:
+    tenant = installation.tenant()
+    workflow_id = tenant.workflow(ECHO)
+    installation.redis.kill()
+    began = time.monotonic()
+    started = [start(tenant, workflow_id, **{"Idempotency-Key": "k"}) for _ in range(2)]
+    hooked = [tenant.hook(workflow_id, {"n": n}, **{"webhook-id": "e"}) for n in range(2)]
+    assert {answer.status_code for answer in [*started, *hooked]} == {202}
+    assert len({answer.json()["run"]["id"] for answer in started}) == 1
+    assert len({answer.json()["run_id"] for answer in hooked}) == 1
+    assert time.monotonic() - began < 5
+    assert {run["status"] for run in tenant.runs()} == {"queued"}
+    assert unavailable_or_waiting(tenant, started[0].json()["run"]["id"]) == 503
+    installation.redis.start()
+    wait_for(lambda: unavailable_or_waiting(tenant, started[0].json()["run"]["id"]) == 200, "the queue to be known")
+    installation.start_worker()
+    installation.start_beat()
+    for answer in (started[0].json()["run"]["id"], hooked[0].json()["run_id"]):
+        assert tenant.finished(answer)["status"] == "succeeded"
+
+
+def unavailable_or_waiting(tenant: Tenant, run_id: str) -> int:
+    return tenant.client.get(f"/api/runs/{run_id}/waiting").status_code
+
+
+def test_a_redis_that_hangs_holds_nobody_up_for_long(installation: Installation) -> None:
+    tenant = installation.tenant()
+    workflow_id = tenant.workflow(ECHO)
+    assert start(tenant, workflow_id).status_code == 202
+    process = installation.redis.process
+    assert process is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        answers: list[Any] = [tenant.hook(workflow_id, {"n": n}) for n in range(5)]
+        assert {answer.status_code for answer in answers} == {202}
+        assert time.monotonic() - began < 15
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    assert len(tenant.runs()) == 6
