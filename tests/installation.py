@@ -96,6 +96,7 @@ class Installation:
     redis: RedisServer
     receiver: Receiver = field(default_factory=Receiver)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    clients: list[httpx.Client] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.port = free_port()
@@ -138,7 +139,8 @@ class Installation:
     def kill(self, name: str, sig: signal.Signals = signal.SIGKILL) -> None:
         """End the process and whatever it started."""
         process = self.processes.pop(name)
-        os.killpg(process.pid, sig)
+        if process.poll() is None:
+            os.killpg(process.pid, sig)
         process.wait(30)
 
     def answers(self) -> bool:
@@ -151,6 +153,8 @@ class Installation:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def close(self) -> None:
+        for client in self.clients:
+            client.close()
         self.receiver.close()
         for name in list(self.processes):
             self.kill(name)
@@ -158,6 +162,7 @@ class Installation:
     def tenant(self) -> Tenant:
         """A new organization with an owner, logged in."""
         client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
+        self.clients.append(client)
         email = f"owner{next(_people)}@example.com"
         answer = client.post("/api/auth/register", json={"email": email, "password": "correct horse battery"})
         assert answer.status_code == 201, answer.text
