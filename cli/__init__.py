@@ -6,16 +6,38 @@ Exit codes: 0 fine, 1 failed, 2 wrong usage. What went wrong is one sentence on 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from cli import doctor, processes, up
 from cli.output import fail, sentence_for
 
 __all__ = ["app", "main"]
 
+GROUPS = ("tenants", "plans", "runs", "lanes", "keys")
+"""Each is the `app` of the module of that name, imported when it is used: the other commands start faster."""
+
+
+class Commands(TyperGroup):
+    """The commands below, and the groups."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *GROUPS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in GROUPS:
+            command = typer.main.get_command(import_module(f"cli.{cmd_name}").app)
+            command.name = cmd_name
+            return command
+        return super().get_command(ctx, cmd_name)
+
+
 app = typer.Typer(
     name="fairlane",
+    cls=Commands,
     help="Fairlane runs the workflows of many organizations on Celery workers and shares them fairly.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -5,14 +5,13 @@ Each check is one line, each fault one sentence that says what to do. It changes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli import commands
+from cli import commands, schema
 from cli.options import DEFAULT_DATA, AsJson, Data
 from cli.output import sentence_for, show_json
 from engine.errors import ConfigurationError, FairlaneError
@@ -73,7 +72,7 @@ def _safely(check: str, findings: Callable[[], list[Finding]]) -> list[Finding]:
 
 
 def _postgres(url: str) -> list[Finding]:
-    with _connection(url) as connection:
+    with schema.connection_to(url, seconds=SECONDS_TO_CONNECT) as connection:
         version = connection.info.server_version // 10000
         fault = None
         if version < MINIMUM_POSTGRES:
@@ -84,26 +83,9 @@ def _postgres(url: str) -> list[Finding]:
     return findings
 
 
-@contextmanager
-def _connection(url: str) -> Iterator[psycopg.Connection[Any]]:
-    import psycopg
-
-    with psycopg.connect(url.replace("+psycopg", "", 1), connect_timeout=SECONDS_TO_CONNECT) as connection:
-        yield connection
-
-
 def _schema(connection: psycopg.Connection[Any]) -> Finding:
-    import migrations
-
-    head, at = migrations.head(), None
-    if connection.execute("SELECT to_regclass('alembic_version')").fetchone() != (None,):
-        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        at = row[0] if row else None
-    if at == head:
-        return Finding("schema", f"revision {at}")
-    return Finding(
-        "schema", f"revision {at or 'none'}", f"The schema is not at revision {head}: run `fairlane migrate`."
-    )
+    at = schema.revision(connection)
+    return Finding("schema", f"revision {at or 'none'}", schema.fault(at))
 
 
 def _roles(url: str) -> Finding:

@@ -20,6 +20,13 @@ Processes = Annotated[
 ]
 Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="Threads of each worker process.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TenantId = Annotated[str, typer.Argument(metavar="TENANT", help="Id of the organization.")]
+OfTenant = Annotated[str | None, typer.Option("--tenant", metavar="TENANT", help="Only this organization.")]
+
+
+def group(summary: str) -> typer.Typer:
+    """A group of commands."""
+    return typer.Typer(help=summary, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 def cores() -> int:

@@ -1,0 +1,201 @@
+"""``fairlane runs``: what ran, what waits and why, of one organization or of all; and ending a run."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import typer
+from redis.exceptions import RedisError
+
+from cli.installation import Installation, opened
+from cli.options import DEFAULT_DATA, AsJson, Data, OfTenant, group
+from cli.output import fail, show_items, show_json, show_record, warn
+from cli.paging import pages
+from engine.db import Row
+from engine.durations import parse_duration
+from engine.errors import NotFound
+from engine.ports import RunMessage
+from engine.repository import operator, read_runs, runs
+from engine.repository.operator import RunFilter
+from engine.states import RunState
+
+app = group("Runs: what ran, what waits, and ending one.")
+
+MANY = 100_000
+"""Steps or log lines of one run; there are never so many."""
+
+
+def _seconds(row: Row) -> float | None:
+    if row["started_at"] is None or row["finished_at"] is None:
+        return None
+    took: timedelta = row["finished_at"] - row["started_at"]
+    return round(took.total_seconds(), 3)
+
+
+COLUMNS: dict[str, Any] = {
+    "id": lambda run: run["id"],
+    "organization": lambda run: run["tenant_id"],
+    "workflow": lambda run: run["workflow_id"],
+    "status": lambda run: run["status"],
+    "trigger": lambda run: run["trigger"],
+    "attempt": lambda run: run["attempt"],
+    "queued": lambda run: run["queued_at"],
+    "seconds": _seconds,
+    "why": lambda run: run["wait_reason"] or (run["error"] or {}).get("code"),
+}
+STEP_COLUMNS: dict[str, Any] = {
+    "step": lambda step: step["id"] if step["item"] is None else f"{step['id']}[{step['item']}]",
+    "status": lambda step: step["status"],
+    "attempt": lambda step: step["attempt"],
+    "seconds": _seconds,
+    "error": lambda step: (step["error"] or {}).get("detail"),
+}
+LOG_COLUMNS: dict[str, Any] = {
+    "at": lambda line: line["at"],
+    "level": lambda line: line["level"],
+    "step": lambda line: line["step"],
+    "message": lambda line: line["message"],
+    "data": lambda line: line["data"],
+}
+
+
+def _since(text: str) -> datetime:
+    """A moment, or a duration before now."""
+    try:
+        return datetime.now(UTC) - parse_duration(text)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is neither a moment such as 2026-01-31T12:00:00Z nor a duration such as 2h."
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+@app.command("list")
+def list_(
+    tenant: OfTenant = None,
+    workflow: Annotated[str | None, typer.Option("--workflow", metavar="WORKFLOW", help="Only of this one.")] = None,
+    status: Annotated[list[RunState] | None, typer.Option("--status", help="Only in this state; repeatable.")] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option("--since", parser=_since, metavar="WHEN", help="Queued since: 2h, 7d, or a moment (UTC)."),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="At most so many; 0 for all.")] = 100,
+    data: Data = DEFAULT_DATA,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, the newest first."""
+    wanted = RunFilter(tenant_id=tenant, workflow_id=workflow, statuses=status or (), since=since)
+    with opened(data) as here:
+        found = pages(
+            here.database,
+            lambda session, last, count: operator.runs_listed(
+                session, wanted, before=last["id"] if last else None, limit=count
+            ),
+            limit=limit or None,
+        )
+        show_items(found, COLUMNS, as_json=as_json, none="There are no such runs.")
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")],
+    tenant: OfTenant = None,
+    logs: Annotated[bool, typer.Option("--logs", help="Show what it logged, too.")] = False,
+    data: Data = DEFAULT_DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Show one run, its steps, and what it waits for."""
+    with opened(data) as here:
+        tenant_id = tenant or _tenant_of(here, run)
+        with here.database.tenant(tenant_id) as session:
+            row = read_runs.get(session, run)
+            if row is None:
+                raise _no_run(run)
+            steps = read_runs.steps_of(session, run, after=None, limit=MANY)
+            lines = read_runs.log_of(session, run, after=None, limit=MANY) if logs else None
+        whole = {"tenant_id": tenant_id, **row, "waits_for": _waits_for(here, tenant_id, row)}
+    if as_json:
+        show_json(whole | {"steps": steps} | ({} if lines is None else {"logs": lines}))
+        return
+    show_record(whole)
+    typer.echo()
+    show_items(steps, STEP_COLUMNS, as_json=False, none="No step has begun.")
+    if lines is not None:
+        typer.echo()
+        show_items(lines, LOG_COLUMNS, as_json=False, none="It has logged nothing.")
+
+
+@app.command()
+def cancel(
+    run: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of the runs.")],
+    tenant: OfTenant = None,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """End runs: what waits at once, what runs before its next step. What a step has done stays done."""
+    ended = []
+    with opened(data) as here:
+        for run_id in run:
+            try:
+                ended.append(_cancel(here, run_id, tenant or _tenant_of(here, run_id)))
+            except NotFound as error:
+                fail(error.detail)
+                ended.append(False)
+    if not all(ended):
+        raise typer.Exit(1)
+
+
+def _cancel(here: Installation, run_id: str, tenant_id: str) -> bool:
+    with here.database.tenant(tenant_id) as session:
+        before = runs.cancel(session, run_id)
+        row = read_runs.get(session, run_id)
+    if row is None:
+        raise _no_run(run_id)
+    if before is None and row["status"] != RunState.CANCELLED:
+        fail(f"{run_id} has ended already: {row['status']}.")
+        return False
+    _take_from_lane(here, tenant_id, row)
+    typer.echo(f"{run_id} is cancelled; it was {before}." if before else f"{run_id} was cancelled before.")
+    return True
+
+
+def _take_from_lane(here: Installation, tenant_id: str, run: Row) -> None:
+    """So that it counts as waiting no more; a worker that got the message would only drop it."""
+    try:
+        here.lanes.cancel(_message(tenant_id, run).id)
+    except RedisError as error:
+        warn(f"Redis does not answer ({error}): its message stays in the lane, and a worker drops it.")
+
+
+def _waits_for(here: Installation, tenant_id: str, run: Row) -> str | None:
+    """One word for a run that waits. Of what is queued the lanes know it."""
+    if run["status"] != RunState.QUEUED:
+        wait_reason: str | None = run["wait_reason"]
+        return wait_reason
+    try:
+        position = here.lanes.position(_message(tenant_id, run).id)
+        if position is not None and position.reason == "paused":
+            return "paused"
+        return "no_worker" if here.lanes.no_worker else "fair_turn" if position is None else position.reason
+    except RedisError:
+        return "unknown, because Redis does not answer"
+
+
+def _message(tenant_id: str, run: Row) -> RunMessage:
+    return RunMessage(run["id"], tenant_id, run["workflow_id"], run["priority"], run["attempt"])
+
+
+def _tenant_of(here: Installation, run_id: str) -> str:
+    with here.database.system() as session:
+        tenant_id = operator.tenant_of_run(session, run_id)
+    if tenant_id is None:
+        raise _no_run(run_id)
+    return tenant_id
+
+
+def _no_run(run_id: str) -> NotFound:
+    return NotFound(f"There is no run {run_id!r}.")

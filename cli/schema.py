@@ -1,0 +1,46 @@
+"""Which revision the schema of a database is at, and whether a command may use it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import psycopg
+
+
+def connection_to(url: str, *, seconds: int = 5) -> psycopg.Connection[Any]:
+    """A plain connection, whose block ends its transaction and closes it. `url` in SQLAlchemy's form."""
+    import psycopg
+
+    return psycopg.connect(url.replace("+psycopg", "", 1), connect_timeout=seconds)
+
+
+def revision(connection: psycopg.Connection[Any]) -> str | None:
+    """None for a database that no migration has touched."""
+    if connection.execute("SELECT to_regclass('alembic_version')").fetchone() == (None,):
+        return None
+    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    return str(row[0]) if row else None
+
+
+def fault(at: str | None) -> str | None:
+    """What to do when the schema is not at the newest revision."""
+    import migrations
+
+    head = migrations.head()
+    return None if at == head else f"The schema is at revision {at or 'none'}, not at {head}: run `fairlane migrate`."
+
+
+def require_newest(url: str, *, ours: bool) -> None:
+    """Bring the schema up to date where it is `ours` to change. Raises ConfigurationError where it is not."""
+    with connection_to(url) as connection:
+        sentence = fault(revision(connection))
+    if sentence is None:
+        return
+    if not ours:
+        raise ConfigurationError(sentence)
+    import migrations
+
+    migrations.upgrade(url)
