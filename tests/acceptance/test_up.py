@@ -1,20 +1,28 @@
-"""``fairlane up`` as a person runs it: it comes up, mends itself, stops without a trace, and survives its own murder."""
+"""``fairlane up`` as a newcomer meets it: one command, something to see, nothing lost and nothing left behind."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from embedded.home import SECRET_KEY, Home
 from embedded.ports import free_port
 from embedded.processes import ProcessMark, wait_until, working_in
+from tests.installation import wait_for
+from tests.ordinary_user import AS_NOBODY, NOBODY, can_be_nobody
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTS = 60.0
@@ -22,19 +30,20 @@ STOPS = 60.0
 
 
 class Up:
-    """One ``fairlane up --no-demo`` on a folder, with what it says in a file."""
+    """One ``fairlane up`` on a folder, with what it says in a file."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, *words: str, prefix: tuple[str, ...] = (), variables: Mapping[str, str] | None = None
+    ) -> None:
         self.home = Home(folder / ".fairlane")
         self.port = free_port()
         self.output = folder / f"output-{self.port}"
         clean = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLANE_")}
-        words = ("up", "--no-demo", "--port", str(self.port), "--processes", "1", "--concurrency", "2")
+        environment = {**clean, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **(variables or {})}
+        options = ("--port", str(self.port), "--processes", "1", "--concurrency", "2")
+        command = [*prefix, sys.executable, "-c", "import cli; cli.main()", "up", *options, *words]
         with self.output.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", "import cli; cli.main()", *words],
-                cwd=folder, env={**clean, "PYTHONPATH": str(ROOT)}, stdout=output, stderr=output,
-            )  # fmt: skip
+            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
 
     def said(self) -> str:
         return self.output.read_text(errors="replace")
@@ -42,6 +51,15 @@ class Up:
     def await_words(self, words: str) -> None:
         assert wait_until(lambda: words in self.said() or self.process.poll() is not None, STARTS), self.said()
         assert words in self.said(), self.said()
+
+    def await_ready(self) -> None:
+        self.await_words("Ctrl-C stops everything")
+
+    def printed(self, pattern: str) -> str:
+        """The one group of the first line that matches."""
+        match = re.search(pattern, self.said())
+        assert match is not None, f"no {pattern} in:\n{self.said()}"
+        return match[1]
 
     def marks(self) -> dict[str, ProcessMark]:
         """Every process of it, servers included."""
@@ -56,61 +74,155 @@ class Up:
         self.process.send_signal(sig)
         return self.process.wait(STOPS)
 
+    def stops_without_a_trace(self, sig: signal.Signals) -> None:
+        marks = self.marks()
+        assert self.stop(sig) == 0, self.said()
+        assert wait_until(lambda: not living(marks), 10.0), living(marks)
+        assert "FAIRLANE_DATABASE_URL" not in self.home.read_env()
 
-@pytest.fixture
-def up(tmp_path: Path) -> Iterator[Up]:
-    running = Up(tmp_path)
-    yield running
-    if running.process.poll() is None:
-        running.process.kill()
-        running.process.wait()
+
+@contextmanager
+def running(folder: Path, *words: str, **options: Any) -> Iterator[Up]:
+    up = Up(folder, *words, **options)
+    try:
+        yield up
+    finally:
+        if up.process.poll() is None:
+            up.process.kill()
+            up.process.wait()
 
 
 def living(marks: dict[str, ProcessMark]) -> list[str]:
     return [name for name, mark in marks.items() if mark.alive]
 
 
-def test_it_comes_up_mends_itself_and_leaves_nothing(up: Up) -> None:
-    up.await_words("Fairlane is ready")
-    with urllib.request.urlopen(f"http://127.0.0.1:{up.port}/healthz", timeout=5) as answer:
-        assert answer.status == 200
-    marks = up.marks()
-    assert {"api", "beat", "worker-1", "redis"} <= marks.keys()
-    assert any(name.startswith("postgres-") for name in marks)
+def typed(command: str) -> Any:
+    """What a printed command answers, run by a shell as it is; where there is no curl, by its words."""
+    if shutil.which("curl"):
+        run = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+        return json.loads(run.stdout)
+    _, url, *options = shlex.split(command)
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    name, _, value = given.get("-H", "").partition(": ")
+    return httpx.request(
+        "POST" if "-d" in given else "GET",
+        url,
+        content=given.get("-d"),
+        headers={name: value} if name else {"Content-Type": "application/x-www-form-urlencoded"},
+    ).json()
 
-    os.kill(marks["worker-1"].pid, signal.SIGKILL)
-    up.await_words("was ended by SIGKILL; starting again")
-    assert wait_until(lambda: up.marks().get("worker-1", marks["worker-1"]) != marks["worker-1"], STARTS), up.said()
 
-    second = Up(up.home.folder.parent)
-    assert second.process.wait(STARTS) == 1
-    assert "is in use by a running Fairlane" in second.said()
+class Newcomer:
+    """Somebody who does what is printed."""
 
-    marks |= up.marks()
-    assert up.stop(signal.SIGINT) == 0, up.said()
+    def __init__(self, up: Up) -> None:
+        self.up = up
+        self.send_order = up.printed(r"(curl \S+/api/webhooks/.*)")
+        self.newest_run = up.printed(r"(curl '\S+/api/runs\?.*)")
+        self.log_of_run = up.printed(r"(curl \S+/api/runs/RUN_ID/logs .*)")
+        self.email, self.password = up.printed(r"Login +(\S+),"), up.printed(r"password (\S+)")
+        self.api_key = up.printed(r"API key +(\S+)")
+
+    def order(self) -> dict[str, Any]:
+        """The run of an order, once it has ended."""
+        run_id = typed(self.send_order)["run_id"]
+        return wait_for(
+            lambda: run if (run := self.run(run_id))["status"] not in ("queued", "running") else None,
+            f"the run {run_id} to end",
+        )
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        url = f"http://127.0.0.1:{self.up.port}/api/runs/{run_id}"
+        row: dict[str, Any] = httpx.get(url, headers={"Authorization": f"Bearer {self.api_key}"}).json()
+        return row
+
+    def log(self, run_id: str) -> list[str]:
+        return [line["message"] for line in typed(self.log_of_run.replace("RUN_ID", run_id))["items"]]
+
+
+def test_a_newcomer_does_what_is_printed_and_finds_it_again_the_next_day(tmp_path: Path) -> None:
+    with running(tmp_path) as up:
+        up.await_ready()
+        first = Newcomer(up)
+        run = first.order()
+        assert run["status"] == "succeeded", run
+        assert any("succeeded" in line for line in first.log(run["id"]))
+        assert typed(first.newest_run)["items"]
+        up.await_words('{"amount": 120, "customer": "Ada"}\n')
+        assert "authorization=Bearer ***" in up.said()
+        login = {"email": first.email, "password": first.password}
+        assert httpx.post(f"http://127.0.0.1:{up.port}/api/auth/login", json=login).status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{up.port}/api/docs").status_code == 200
+        up.stops_without_a_trace(signal.SIGINT)
+
+    with running(tmp_path) as up:
+        up.await_ready()
+        second = Newcomer(up)
+        assert (second.email, second.password, second.api_key) == (first.email, first.password, first.api_key)
+        assert str(up.port) in second.send_order
+        assert second.run(run["id"]) == run
+        assert second.order()["status"] == "succeeded"
+        up.stops_without_a_trace(signal.SIGTERM)
+
+
+def test_a_process_that_dies_is_started_again_and_a_second_up_is_refused(tmp_path: Path) -> None:
+    with running(tmp_path, "--no-demo") as up:
+        up.await_ready()
+        marks = up.marks()
+        assert {"api", "beat", "worker-1", "redis"} <= marks.keys()
+        assert any(name.startswith("postgres-") for name in marks)
+
+        os.kill(marks["worker-1"].pid, signal.SIGKILL)
+        up.await_words("was ended by SIGKILL; starting again")
+        assert wait_until(lambda: up.marks().get("worker-1", marks["worker-1"]) != marks["worker-1"], STARTS), up.said()
+
+        with running(tmp_path, "--no-demo") as second:
+            assert second.process.wait(STARTS) == 1
+            assert "is in use by a running Fairlane" in second.said()
+        up.stops_without_a_trace(signal.SIGINT)
     assert wait_until(lambda: not living(marks), 10.0), living(marks)
-    assert "FAIRLANE_DATABASE_URL" not in up.home.read_env()
 
 
-def test_a_folder_left_by_kill_9_comes_up_again_as_it_was(up: Up) -> None:
-    up.await_words("Fairlane is ready")
-    secret, left = up.home.read_env()[SECRET_KEY], up.marks()
-    up.process.kill()
-    up.process.wait()
-    again = Up(up.home.folder.parent)
-    try:
-        again.await_words("Fairlane is ready")
+@pytest.mark.skipif(not can_be_nobody(), reason="only root, with setpriv, can become an ordinary user")
+def test_an_ordinary_user_finds_a_folder_that_kill_9_left_as_it_was(tmp_path: Path) -> None:
+    os.chown(tmp_path, NOBODY, NOBODY)
+    with running(tmp_path, "--no-demo", prefix=AS_NOBODY) as up:
+        up.await_ready()
+        assert {Path(f"/proc/{mark.pid}").stat().st_uid for mark in up.marks().values()} == {NOBODY}
+        secret, left = up.home.read_env()[SECRET_KEY], up.marks()
+        up.process.kill()
+        up.process.wait()
+    with running(tmp_path, "--no-demo", prefix=AS_NOBODY) as again:
+        again.await_ready()
         assert living(left) == []
         assert again.home.read_env()[SECRET_KEY] == secret
-        marks = again.marks()
-        assert again.stop(signal.SIGTERM) == 0, again.said()
-        assert wait_until(lambda: not living(marks), 10.0), living(marks)
-    finally:
-        again.process.kill()
+        again.stops_without_a_trace(signal.SIGTERM)
 
 
-def test_a_signal_while_it_starts_stops_it_without_a_trace(up: Up) -> None:
-    up.await_words("Data in")
-    marks = up.marks()
-    assert up.stop(signal.SIGTERM) == 0, up.said()
-    assert wait_until(lambda: not living(marks | up.marks()), 10.0)
+def test_a_signal_while_it_starts_stops_it_without_a_trace(tmp_path: Path) -> None:
+    with running(tmp_path, "--no-demo") as up:
+        up.await_words("Data in")
+        marks = up.marks()
+        assert up.stop(signal.SIGTERM) == 0, up.said()
+        assert wait_until(lambda: not living(marks | up.marks()), 10.0)
+
+
+def test_servers_named_by_url_replace_the_embedded_ones_and_logs_may_be_json(
+    tmp_path: Path, empty_database_url: str, redis_url: str
+) -> None:
+    variables = {
+        "FAIRLANE_DATABASE_URL": empty_database_url.replace("+psycopg", ""),
+        "FAIRLANE_REDIS_URL": redis_url,
+        "FAIRLANE_LOG_FORMAT": "json",
+    }
+    with running(tmp_path, variables=variables) as up:
+        up.await_ready()
+        assert up.marks().keys() == {"api", "beat", "receiver", "worker-1"}
+        assert not (up.home.folder / "redis" / "redis.pid").exists()
+        assert not (up.home.folder / "postgres").exists()
+        assert Newcomer(up).order()["status"] == "succeeded"
+        up.stops_without_a_trace(signal.SIGTERM)
+    lines = [json.loads(line) for line in up.said().splitlines() if line.startswith("{")]
+    assert all(line["event"] and line["level"] and line["timestamp"] and line["process"] for line in lines)
+    assert {line["process"] for line in lines} >= {"api", "beat", "receiver", "worker-1"}
+    assert not [line for line in up.said().splitlines() if " | " in line]

@@ -23,8 +23,8 @@ from embedded.redis import RedisServer
 from embedded.servers import Servers
 from engine.errors import ConfigurationError
 from engine.settings import Settings
+from tests.ordinary_user import AS_NOBODY, NOBODY, can_be_nobody
 
-NOBODY = 65534
 ROOT = Path(__file__).resolve().parents[2]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs Postgres as somebody else")
 
@@ -131,21 +131,8 @@ def test_programs_that_the_other_user_cannot_reach_are_copied_once(
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
 
 
-AS_NOBODY = (
-    *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
-    # Interpreter and checkout may lie in root's home: reading everything is the one power that this user keeps.
-    *(
-        "--inh-caps=-all,+dac_read_search",
-        "--ambient-caps=-all,+dac_read_search",
-        "--bounding-set=-all,+dac_read_search",
-    ),
-)
-
-
-@needs_root
+@pytest.mark.skipif(not can_be_nobody(), reason="only root, with setpriv, can become an ordinary user")
 def test_an_ordinary_user_runs_both_servers() -> None:
-    if shutil.which("setpriv") is None or subprocess.run([*AS_NOBODY, "true"], check=False).returncode != 0:
-        pytest.skip("setpriv cannot make us an ordinary user here")
     folder = Path(f"/tmp/fairlane-test-{os.getpid()}")
     folder.mkdir()
     os.chown(folder, NOBODY, NOBODY)
