@@ -89,8 +89,15 @@ class Parts:
 
 @contextmanager
 def parts_for(database_url: str, **options: Any) -> Iterator[Parts]:
+    with two_tenants(database_url) as database:
+        yield Parts(database, actions.build(allowed_networks=("127.0.0.0/8",)), **options)
+
+
+@contextmanager
+def two_tenants(database_url: str) -> Iterator[Database]:
+    """The database with tenants ``a`` and ``b``."""
     database = Database(database_url)
     with database.system() as session:
         session.execute(sa.text("INSERT INTO tenants (id, name) VALUES ('a', 'A'), ('b', 'B')"))
-    yield Parts(database, actions.build(allowed_networks=("127.0.0.0/8",)), **options)
+    yield database
     database.close()

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from pydantic import TypeAdapter, ValidationError
 
 from engine.definition import Trigger
-from engine.errors import Fault, InvalidInput
+from engine.definition_faults import faults_of
+from engine.errors import InvalidInput
 from engine.ports import Json
 from engine.runs import Start
 from engine.workflows import TriggerRow
@@ -122,6 +123,4 @@ def load(config: Mapping[str, Json]) -> Trigger:
     try:
         return _TRIGGER.validate_python({key: value for key, value in config.items() if key != SEALED})
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = "".join(f"/{part}" for part in first["loc"])
-        raise InvalidInput([Fault(place, first["msg"])]) from None
+        raise InvalidInput(faults_of(error, config, "/trigger")) from None

@@ -45,7 +45,8 @@ from triggers.sources import SOURCES
 FLOOD = 100
 """More new items at once are probably somebody's mistake; a person decides whether they shall run."""
 MAX_ITEMS = 5000
-MAX_ITEM_BYTES = 1024 * 1024
+MAX_ITEM_LENGTH = 1024 * 1024
+"""Characters of JSON."""
 MAX_FAILURES = 10
 LONGEST_BACKOFF = timedelta(hours=6)
 """A failing source is looked at this often at least, unless `every` is longer."""
@@ -97,13 +98,19 @@ class _Look:
         return [self._start(item, hold) for item in items]
 
     def _start(self, item: PollItem, hold: str | None) -> Start:
-        if (size := len(dump_json(item.data))) > MAX_ITEM_BYTES:
-            raise Fatal(f"The item {short(item.id)} has {size:,} bytes; at most {MAX_ITEM_BYTES:,} are taken.")
+        key = short(item.id)
+        data = {"item": item.data, "item_id": item.id, "source": self.source.name}
+        try:
+            size = len(dump_json(data))
+        except ValueError:
+            raise Fatal(f"The item {key} of the source is not JSON.") from None
+        if size > MAX_ITEM_LENGTH:
+            raise Fatal(f"The item {key} has {size:,} characters; at most {MAX_ITEM_LENGTH:,} are taken.")
         return Start(
             workflow_id=self.workflow_id,
             trigger=Poll.type,
-            input={"item": item.data, "item_id": item.id, "source": self.source.name},
-            idempotency_key=f"poll:{self.workflow_id}:{self.fingerprint}:{short(item.id)}",
+            input=data,
+            idempotency_key=f"poll:{self.workflow_id}:{self.fingerprint}:{key}",
             hold=hold,
         )
 

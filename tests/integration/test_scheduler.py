@@ -180,7 +180,7 @@ def test_one_unreadable_trigger_is_paused_and_the_others_fire(parts: Parts, sche
     for workflow_id in ("wf_2", "wf_4"):
         row = parts.trigger_of(workflow_id)
         assert row["next_fire_at"] is None
-        assert row["paused_reason"].startswith("The trigger cannot be read: /")
+        assert row["paused_reason"].startswith("The trigger cannot be read: /trigger")
 
 
 def test_a_paused_trigger_goes_on_when_the_workflow_is_switched_on_again(parts: Parts, scheduler: Scheduler) -> None:

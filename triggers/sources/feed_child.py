@@ -3,9 +3,9 @@
 feedparser copes with whatever the web calls a feed, but one line of a hostile feed can cost it minutes inside a
 regular expression, which nothing can interrupt and which stops every other thread of its process (measured with 6.0.14:
 4 s for an author's name of 30 KB, growing with the square), and an entity in a feed of 145 KB took 2.5 GB of memory. So
-`triggers.sources.rss` starts this file as a program, for one feed. The first line of its input is a JSON object of
-response headers, the rest is the feed; it writes one JSON object, ``{"items": [...]}`` or ``{"problem": sentence}``.
-Dying is its answer to a bomb.
+`triggers.sources.rss` starts this file as a program, for one feed, with the CPU seconds that it may take. The first
+line of its input is a JSON object of response headers, the rest is the feed; it writes one JSON object, ``{"items":
+[...]}`` or ``{"problem": sentence}``. Dying is its answer to a bomb.
 
 It imports the standard library and feedparser only, and never lets that fetch: it is given bytes, not an address.
 """
@@ -25,7 +25,6 @@ from typing import Any
 
 import feedparser
 
-CPU_SECONDS = 10
 MEMORY_BYTES = 512 << 20
 MAX_ENTRIES = 5000
 MAX_TEXT = 50_000
@@ -94,15 +93,15 @@ def _hash(item: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(item, sort_keys=True).encode()).hexdigest()
 
 
-def _confine() -> None:
+def _confine(cpu_seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
     with contextlib.suppress(OSError, ValueError):  # not every system can
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 
 def main() -> None:
-    _confine()
+    _confine(int(sys.argv[1]))
     headers = json.loads(sys.stdin.buffer.readline())
     try:
         answer = read_feed(sys.stdin.buffer.read(), headers)
