@@ -48,6 +48,7 @@ def read_feed(body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
 def _item(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Every key is always there; what a feed does not say is null, or an empty list."""
     content = next((part.get("value") for part in _list(entry, "content") if part.get("value")), None)
+    enclosed = [link for link in _list(entry, "links") if link.get("rel") == "enclosure"]
     item = {
         "title": _text(entry, "title"),
         "link": _text(entry, "link"),
@@ -57,7 +58,7 @@ def _item(entry: Mapping[str, Any]) -> dict[str, Any]:
         "published": _moment(entry, "published_parsed"),
         "updated": _moment(entry, "updated_parsed"),
         "tags": [str(tag["term"])[:MAX_TEXT] for tag in _list(entry, "tags")[:MAX_PARTS] if tag.get("term")],
-        "enclosures": [_enclosure(part) for part in _list(entry, "enclosures")[:MAX_PARTS]],
+        "enclosures": [_enclosure(link) for link in enclosed[:MAX_PARTS]],
     }
     return {"id": _text(entry, "id") or item["link"] or _hash(item), **item}
 
@@ -79,8 +80,8 @@ def _moment(entry: Mapping[str, Any], key: str) -> str | None:
     return None
 
 
-def _enclosure(part: Mapping[str, Any]) -> dict[str, str | None]:
-    return {"url": _text(part, "href"), "type": _text(part, "type"), "length": _text(part, "length")}
+def _enclosure(link: Mapping[str, Any]) -> dict[str, str | None]:
+    return {"url": _text(link, "href"), "type": _text(link, "type"), "length": _text(link, "length")}
 
 
 def _get(entry: Any, key: str) -> Any:
@@ -100,16 +101,20 @@ def _confine(cpu_seconds: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 
+def answer(body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+    """What `read_feed` says; a problem, too, where feedparser meets something that it did not expect."""
+    try:
+        return read_feed(body, headers)
+    except (MemoryError, RecursionError):
+        raise
+    except Exception as error:
+        return {"problem": f"reading it failed ({type(error).__name__})"}
+
+
 def main() -> None:
     _confine(int(sys.argv[1]))
     headers = json.loads(sys.stdin.buffer.readline())
-    try:
-        answer = read_feed(sys.stdin.buffer.read(), headers)
-    except (MemoryError, RecursionError):
-        raise
-    except Exception as error:  # feedparser has no exception of its own for what it does not expect
-        answer = {"problem": f"reading it failed ({type(error).__name__})"}
-    sys.stdout.write(json.dumps(answer))
+    sys.stdout.write(json.dumps(answer(sys.stdin.buffer.read(), headers)))
 
 
 if __name__ == "__main__":
