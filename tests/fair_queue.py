@@ -50,6 +50,16 @@ class FairQueue:
         """How many of the next messages each tenant has."""
         return Counter(self.take() for _ in range(number))
 
+    def attend(self) -> None:
+        """Be known as a worker, although nothing may be there to take."""
+        Queue("runs", channel=self.channel).consume(callback=lambda _: None, no_ack=False)
+
+    def reject(self, number: int) -> None:
+        """Take messages and refuse them for good."""
+        for _ in range(number):
+            assert self.take() is not None
+            self.in_hand.pop().reject()
+
     def finish_all(self) -> None:
         """Acknowledge what is in hand."""
         for message in self.in_hand:
