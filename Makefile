@@ -3,7 +3,7 @@
 PORT ?= 8000
 UP ?=
 PYTEST ?= -n 2 --dist loadfile
-BENCHES := end-to-end broker fairness admission
+BENCHES := end-to-end broker fairness expressions
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
@@ -12,12 +12,13 @@ COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --only-bin
 SOURCES := actions api bench celeryconfig.py cli embedded engine migrations tasks.py tests triggers
 
 # What is installed carries the checksum of what it was installed from: it is done again when, and only when, that changes.
-CHECKSUM := $(shell cat requirements.lock pyproject.toml Makefile 2>/dev/null | cksum | tr -d ' ')
+CHECKSUM := $(shell cat requirements.lock pyproject.toml 2>/dev/null | cksum | tr -d ' ')
 CHECKSUM_DEV := $(shell cat requirements-dev.lock 2>/dev/null | cksum | tr -d ' ')
 RUNTIME := .venv/.runtime-$(CHECKSUM)
 DEV := .venv/.dev-$(CHECKSUM)-$(CHECKSUM_DEV)
 
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 .PHONY: help up test check bench bench-% migrate lock clean
 
 help: ## List these commands
@@ -35,10 +36,11 @@ check: $(DEV) ## Format, lint, types, tests: what CI runs
 	@$(BIN)/mypy $(wildcard $(SOURCES))
 	@$(BIN)/python -m pytest $(PYTEST)
 
-bench: $(DEV) ## Run every benchmark
+bench: $(DEV) ## Run every benchmark, each with its table
 	@for name in $(BENCHES); do $(MAKE) --no-print-directory bench-$$name || exit 1; done
 
 bench-%: $(DEV) ## Run one benchmark, such as bench-broker
+	@test -f bench/$(subst -,_,$*).py || { echo "There is no benchmark $*; there are: $(BENCHES)." >&2; exit 2; }
 	@$(BIN)/python -m bench.$(subst -,_,$*)
 
 migrate: $(RUNTIME) ## Bring the database to the newest schema
