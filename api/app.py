@@ -23,7 +23,8 @@ from api.services import Services
 from api.throttle import Throttle
 from engine import logs
 
-ROUTERS = (auth, tenants, credentials, workflows, runs, webhooks, catalog, health)
+ROUTERS = (webhooks, auth, tenants, credentials, workflows, runs, catalog, health)
+"""Webhooks first: routes are tried in this order, and those are the many."""
 
 DESCRIPTION = """
 Send `Authorization: Bearer` with a login token (`POST /api/auth/login`) or an API key (`fl_...`).

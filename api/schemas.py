@@ -311,6 +311,10 @@ class RunStarted(Answer):
     idempotent: bool = Field(description="true when this Idempotency-Key had started the run before")
 
 
+class ReleasedRuns(Answer):
+    released: int = Field(description="how many runs are queued now")
+
+
 class Step(Answer):
     id: str
     item: str | None = None

@@ -18,6 +18,7 @@ from engine.db import Row
 from engine.errors import Conflict, Unavailable
 from engine.fairshare import Lanes, Position
 from engine.ports import RunMessage
+from engine.runs import FLOODED
 from engine.states import RunState
 
 _NOT_WAITING: Mapping[str, str] = {
@@ -29,6 +30,7 @@ _NOT_WAITING: Mapping[str, str] = {
 _HELD = {
     "max_executions_per_month": "The runs of this month are used up; it starts when the next month begins, or on a"
     " larger plan.",
+    FLOODED: "One poll found very many new items at once; the runs start when somebody releases them.",
     "max_queued_runs": "As many runs wait as the plan allows; it starts when there are fewer.",
 }
 

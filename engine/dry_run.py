@@ -178,7 +178,7 @@ def trigger_of(kind: str, given: Json) -> dict[str, Json]:
         request = given if _has_only(given, "body", "headers", "query") else {"body": given}
         parts = {"body": None, "headers": {}, "query": {}, **request}
     elif kind == "poll":
-        parts = given if _has_only(given, "item") else {"item": given}
+        parts = given if _has_only(given, "item", "item_id", "source") else {"item": given}
     elif kind == "schedule":
         parts = {"scheduled_at": datetime.now(UTC).isoformat()}
     return {"input": {} if given is None else given, **parts}

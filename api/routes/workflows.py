@@ -16,6 +16,7 @@ from api.schemas import (
     DryRun,
     DryRunBody,
     Listed,
+    ReleasedRuns,
     RunBody,
     RunStarted,
     Version,
@@ -166,6 +167,14 @@ def start(workflow_id: str, call: Starter, body: RunBody | None = None, key: Ide
         started = fire(session, call.services.runs, request)
         run = read_runs.get(session, started.run["id"])
     return {"run": run, "idempotent": started.existing}
+
+
+@router.post("/{workflow_id}/release", response_model=ReleasedRuns, responses=refusals("not_found"))
+def release(workflow_id: str, call: Starter) -> Any:
+    """Let the runs go on that were held because one poll found very many new items at once."""
+    with call.transaction() as session:
+        call.services.workflows.get(session, workflow_id)
+        return {"released": call.services.runs.release_held(session, workflow_id)}
 
 
 def _author(call: Call) -> Author:

@@ -42,6 +42,7 @@ CLOSED: dict[tuple[str, str], tuple[Permission, Any]] = {
     ("GET", "/api/workflows/{workflow_id}/versions/{version}"): (P.WORKFLOWS_READ, None),
     ("POST", "/api/workflows/{workflow_id}/dry-run"): (P.WORKFLOWS_READ, {"input": {}}),
     ("POST", "/api/workflows/{workflow_id}/runs"): (P.RUNS_WRITE, {"input": {}}),
+    ("POST", "/api/workflows/{workflow_id}/release"): (P.RUNS_WRITE, None),
     ("GET", "/api/runs"): (P.RUNS_READ, None),
     ("GET", "/api/runs/{run_id}"): (P.RUNS_READ, None),
     ("GET", "/api/runs/{run_id}/steps"): (P.RUNS_READ, None),

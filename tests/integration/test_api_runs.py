@@ -13,6 +13,7 @@ import pytest
 
 from engine.executor import Executor
 from engine.pipeline import Tools
+from engine.runs import FLOODED, Start
 from tests.api_server import ECHO, Api, Collector, Person, places, running_api, services_for, settings_for
 
 
@@ -198,6 +199,20 @@ def test_runs_are_listed_newest_first_and_filtered(api: Api, person: Person) -> 
     assert listed(limit=2, cursor=page["next_cursor"]) == [ids[0]]
     for query, pointer in (({"status": "done"}, "/status/0"), ({"since": "x"}, "/since"), ({"limit": 0}, "/limit")):
         assert list(places(person.http.get("/api/runs", params=query))) == [pointer]
+
+
+def test_runs_that_a_flood_held_back_go_on_when_they_are_released(api: Api, person: Person, broker: Collector) -> None:
+    workflow_id = person.workflow()
+    with api.services.database.tenant(person.tenant_id) as session:
+        held, over_quota = (
+            api.services.runs.start(session, Start(workflow_id=workflow_id, trigger="poll", input={}, hold=hold)).run
+            for hold in (FLOODED, "max_executions_per_month")
+        )
+    assert person.http.post(f"/api/workflows/{workflow_id}/release").json() == {"released": 1}
+    assert person.http.get(f"/api/runs/{held['id']}").json()["status"] == "queued"
+    assert person.http.get(f"/api/runs/{over_quota['id']}").json()["status"] == "held"
+    assert broker.holds([held["id"], over_quota["id"]]) == {held["id"]}
+    assert person.http.post(f"/api/workflows/{workflow_id}/release").json() == {"released": 0}
 
 
 def test_a_run_is_cancelled_once_and_a_finished_one_is_not(api: Api, person: Person) -> None:

@@ -24,7 +24,7 @@ from engine.fairshare.scripts import Keys
 from engine.pipeline import Tools
 from engine.ports import Action, Json, PollMessage, RunMessage, StepContext
 from engine.repository import runs as stored_runs
-from engine.runs import Start
+from engine.runs import FLOODED, Start
 from tests.api_server import Api, Person, running_api, services_for, settings_for
 
 QUEUE = Keys.of("runs")
@@ -174,7 +174,8 @@ def test_a_run_that_redis_lost_is_on_its_way_again(api: Api, person: Person) -> 
 
 
 @pytest.mark.parametrize(
-    ("cause", "says"), [("max_executions_per_month", "next month"), ("too many new items", "too many new items")]
+    ("cause", "says"),
+    [("max_executions_per_month", "next month"), (FLOODED, "releases"), ("something new", "something new")],
 )
 def test_a_held_run_names_its_quota(api: Api, person: Person, cause: str, says: str) -> None:
     request = Start(workflow_id=person.workflow(), trigger="api", input={}, hold=cause)
