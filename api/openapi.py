@@ -49,7 +49,8 @@ CODES: Mapping[str, tuple[int, str]] = {
 }
 """Every code, its status, and what it means."""
 
-EVERYWHERE = ("unavailable",)
+SELF_SUFFICIENT = frozenset({"/healthz", "/metrics", "/api/workflow-schema"})
+"""What needs neither Postgres nor Redis."""
 CLOSED = ("unauthenticated", "invalid_token", "token_expired", "forbidden", "not_a_member", "tenant_suspended")
 WITH_INPUT = ("invalid_input",)
 TAKES_YAML: dict[str, Any] = {"requestBody": {"content": {"application/yaml": {"schema": {"type": "string"}}}}}
@@ -119,7 +120,12 @@ def _complete(document: dict[str, Any]) -> None:
     }
     for method, path, operation in _operations(document):
         _describe(operation)
-        _add_problems(operation, closed=(method, path) not in OPEN)
+        codes: tuple[str, ...] = () if path in SELF_SUFFICIENT else ("unavailable",)
+        if (method, path) not in OPEN:
+            codes += CLOSED
+            operation["security"] = [{"bearer": []}]
+            operation.setdefault("parameters", []).append(_TENANT_HEADER)
+        _add_problems(operation["responses"], *codes)
 
 
 def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -135,12 +141,12 @@ def _describe(operation: dict[str, Any]) -> None:
     operation["description"] = rest.strip()
 
 
-def _add_problems(operation: dict[str, Any], *, closed: bool) -> None:
-    responses = operation["responses"]
-    takes_input = responses.pop("422", None) is not None
-    codes = [*EVERYWHERE, *(CLOSED if closed else ()), *(WITH_INPUT if takes_input else ())]
+def _add_problems(responses: dict[str, Any], *codes: str) -> None:
+    """Beside those that the route names; FastAPI's own 422 is ours."""
+    if responses.get("422", {}).get("description") == "Validation Error":
+        del responses["422"]
+        codes += WITH_INPUT
     for status, response in refusals(*codes).items():
-        responses.setdefault(str(status), response)
-    if closed:
-        operation["security"] = [{"bearer": []}]
-        operation.setdefault("parameters", []).append(_TENANT_HEADER)
+        own = responses.setdefault(str(status), response)
+        if own is not response:
+            own["description"] += f"\n\n{response['description']}"

@@ -10,6 +10,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request
 
 from api.auth import Call, issue_token, may
+from api.openapi import refusals
 from api.schemas import LoggedIn, Login, Me, Register, Registered, Switch, Switched
 from api.services import Services
 from api.throttle import Throttle
@@ -28,13 +29,13 @@ HASHERS = max(2, os.cpu_count() or 2)
 """Passwords hashed at once: each takes 64 MiB and a core. The others wait outside the thread pool of the requests."""
 
 
-@router.post("/api/auth/register", status_code=201, response_model=Registered)
+@router.post("/api/auth/register", status_code=201, response_model=Registered, responses=refusals("email_taken"))
 async def register(body: Register, request: Request) -> Any:
     """Make an account, and a personal organization that it owns."""
     return await _slowly(request, partial(_register, request.app.state.services, body))
 
 
-@router.post("/api/auth/login", response_model=LoggedIn)
+@router.post("/api/auth/login", response_model=LoggedIn, responses=refusals("bad_credentials", "too_many_attempts"))
 async def login(body: Login, request: Request) -> Any:
     """Get a token. It is for the organization that comes first; choose another by switching, or by X-Tenant-ID."""
     throttle: Throttle = request.app.state.throttle
@@ -42,7 +43,7 @@ async def login(body: Login, request: Request) -> Any:
     return await _slowly(request, partial(_login, request.app.state.services, throttle, body, address))
 
 
-@router.post("/api/auth/switch", response_model=Switched)
+@router.post("/api/auth/switch", response_model=Switched, responses=refusals("needs_person"))
 def switch(body: Switch, call: Anybody) -> Any:
     """Get a token for another of your organizations."""
     with call.services.database.system() as session:
@@ -54,7 +55,7 @@ def switch(body: Switch, call: Anybody) -> Any:
 
 @router.get("/api/me", response_model=Me)
 def me(call: Anybody) -> Any:
-    """Who you are, where you are, and where you could be."""
+    """Say who you are, where you are, and where you could be."""
     principal = call.principal
     if principal.user_id is None:
         with call.transaction() as tenant_session:

@@ -19,7 +19,7 @@ Anybody = Annotated[Call, may(Permission.CATALOG_READ)]
 
 @router.get("/actions")
 def actions(call: Anybody) -> dict[str, Any]:
-    """Every action with the JSON schemas of its input, its output and its credential."""
+    """List every action with the JSON schemas of its input, its output and its credential."""
     return {"items": call.services.actions.describe(), "next_cursor": None}
 
 
@@ -30,5 +30,5 @@ def _schema() -> dict[str, Any]:
 
 @router.get("/workflow-schema")
 def workflow_schema() -> dict[str, Any]:
-    """The JSON Schema of the workflow document, for editors."""
+    """Show the JSON Schema of the workflow document, for editors."""
     return _schema()

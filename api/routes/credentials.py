@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from api.auth import Call, may
+from api.openapi import refusals
 from api.paging import Page
 from api.schemas import Credential, CredentialBody, CredentialRotation, Listed
 from api.wire import Route
@@ -23,14 +24,14 @@ Writer = Annotated[Call, may(Permission.CREDENTIALS_WRITE)]
 
 @router.get("", response_model=Listed[Credential])
 def list_credentials(call: Reader, page: Page) -> Any:
-    """What there is, without any secret."""
+    """List credentials, without any secret."""
     after = page.after(str)
     with call.transaction() as session:
         rows = stored.listed(session, after=after, limit=page.fetch)
     return page.page(rows, lambda row: [row["id"]])
 
 
-@router.post("", status_code=201, response_model=Credential)
+@router.post("", status_code=201, response_model=Credential, responses=refusals("credential_exists"))
 def create(body: CredentialBody, call: Writer) -> Any:
     """Store a secret for workflows to use. Its data is checked against the service's schema of GET /api/actions."""
     connections.check(body.data, call.services.actions.credential_schema(body.service))
@@ -45,9 +46,9 @@ def create(body: CredentialBody, call: Writer) -> Any:
         )
 
 
-@router.put("/{credential_id}", response_model=Credential)
+@router.put("/{credential_id}", response_model=Credential, responses=refusals("not_found"))
 def rotate(credential_id: str, body: CredentialRotation, call: Writer) -> Any:
-    """Replace the secret; name and service stay. Steps that begin from now on use the new one."""
+    """Replace the secret of a credential. Name and service stay; steps that begin from now on use the new one."""
     with call.transaction() as session:
         row = connections.get(session, credential_id)
         for field in ("service", "name"):
@@ -59,13 +60,13 @@ def rotate(credential_id: str, body: CredentialRotation, call: Writer) -> Any:
         return connections.replace(session, call.services.vault, credential_id, body.data)
 
 
-@router.delete("/{credential_id}", status_code=204)
+@router.delete("/{credential_id}", status_code=204, responses=refusals("not_found", "credential_in_use"))
 def delete(
     credential_id: str,
     call: Writer,
     force: Annotated[bool, Query(description="Delete it although workflows use it.")] = False,
 ) -> None:
-    """Remove it; refused while a workflow uses it, unless forced."""
+    """Delete a credential. Refused while a workflow uses it, unless forced."""
     with call.transaction() as session:
         row = connections.get(session, credential_id)
         users = [

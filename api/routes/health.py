@@ -22,13 +22,13 @@ PROBE_SECONDS = 2
 
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
-    """The process answers. Says nothing about what it depends on."""
+    """Say that the process answers. That says nothing about what it depends on."""
     return {"status": "ok"}
 
 
 @router.get("/readyz", response_model=None)
 def readyz(request: Request) -> Any:
-    """Postgres, its schema and Redis are as they must be; 503 with a sentence for each that is not."""
+    """Say whether Postgres, its schema and Redis are as they must be. 503 has a sentence for each that is not."""
     services: Services = request.app.state.services
     reasons = [reason for reason in (_postgres(services), _redis(services)) if reason]
     if not reasons:
@@ -38,7 +38,7 @@ def readyz(request: Request) -> Any:
 
 @router.get("/metrics", response_class=Response)
 def metrics() -> Response:
-    """The Prometheus series of this process."""
+    """Show the Prometheus series of this process."""
     return Response(prometheus_client.generate_latest(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
 

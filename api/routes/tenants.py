@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 
 from api.auth import Call, may
+from api.openapi import refusals
 from api.paging import Page
 from api.schemas import Listed, TenantBody, TenantDetails
 from api.wire import Route
@@ -22,7 +23,7 @@ router = APIRouter(route_class=Route, prefix="/api/tenants", tags=["organization
 Anybody = Annotated[Call, may(Permission.TENANT_READ)]
 
 
-@router.post("", status_code=201, response_model=TenantDetails)
+@router.post("", status_code=201, response_model=TenantDetails, responses=refusals("needs_person"))
 def create(body: TenantBody, call: Anybody) -> Any:
     """Make an organization; you become its owner. Reach it with X-Tenant-ID, or by switching."""
     with call.services.database.system() as session:
@@ -31,7 +32,7 @@ def create(body: TenantBody, call: Anybody) -> Any:
 
 @router.get("", response_model=Listed[TenantDetails])
 def list_tenants(call: Anybody, page: Page) -> Any:
-    """The organizations that you belong to."""
+    """List the organizations that you belong to."""
     after = page.after(str)
     if call.principal.user_id is None:
         with call.transaction() as tenant_session:
@@ -41,18 +42,18 @@ def list_tenants(call: Anybody, page: Page) -> Any:
     return page.page(rows, lambda row: [row["id"]])
 
 
-@router.get("/{tenant_id}", response_model=TenantDetails)
+@router.get("/{tenant_id}", response_model=TenantDetails, responses=refusals("not_found"))
 def show(tenant_id: str, call: Anybody) -> Any:
-    """One of them."""
+    """Show an organization of yours."""
     with call.services.database.system() as session:
         there = _inside(session, call, tenant_id)
         with session.acting_for(tenant_id) as tenant_session:
             return {**tenancy.own_tenant(tenant_session), "role": there.role}
 
 
-@router.patch("/{tenant_id}", response_model=TenantDetails)
+@router.patch("/{tenant_id}", response_model=TenantDetails, responses=refusals("not_found"))
 def rename(tenant_id: str, body: TenantBody, call: Anybody) -> Any:
-    """Give it another name; for its owners."""
+    """Rename an organization; for its owners."""
     with call.services.database.system() as session:
         there = _inside(session, call, tenant_id)
         if Permission.TENANT_WRITE not in there.permissions:
