@@ -110,7 +110,7 @@ class Scheduler:
             with stored.attempt(session):
                 started = sum(not fire(session, self._runs, start).existing for start in decision.starts)
         except (Conflict, NotFound) as error:
-            return _paused(row, error.detail)
+            return _left(row) if error.error_code == "tenant_suspended" else _paused(row, error.detail)
         except QuotaExceeded as error:
             log.warning("fire_refused", tenant=row["tenant_id"], workflow=row["workflow_id"], reason=error.detail)
         poll = PollMessage(row["tenant_id"], row["workflow_id"], row["lane"]) if decision.poll else None
@@ -135,6 +135,12 @@ def _advance(row: Row, decision: Decision) -> Advance:
         next_fire_at=decision.next_fire_at,
         last_fired_at=row["next_fire_at"],
     )
+
+
+def _left(row: Row) -> _Handled:
+    """As it was: the organization was suspended this very moment, and what is due then is due when it comes back."""
+    due_at = row["next_fire_at"]
+    return _Handled(Advance(tenant_id=row["tenant_id"], workflow_id=row["workflow_id"], next_fire_at=due_at))
 
 
 def _paused(row: Row, reason: str) -> _Handled:

@@ -218,6 +218,21 @@ def test_a_suspended_tenant_fires_nothing_and_then_what_its_policy_says(parts: P
     assert runs_by_workflow(parts) == {mine: 1, yours: 1}
 
 
+def test_a_tenant_that_is_suspended_while_its_schedule_fires_keeps_it(parts: Parts, scheduler: Scheduler) -> None:
+    class Suspending(Kinds):
+        def decide(self, row: Mapping[str, Any]) -> Decision:
+            parts.change("UPDATE tenants SET status = 'suspended' WHERE id = 'a'")
+            return super().decide(row)
+
+    workflow_id = parts.save(HOURLY)
+    due_at = make_due(parts, workflow_id)
+    Scheduler(parts.database, parts.runs, parts.broker, kinds=Suspending(KINDS.values())).run_once()
+    row = parts.trigger_of(workflow_id)
+    assert (row["next_fire_at"], row["paused_reason"], row["last_fired_at"]) == (due_at, None, None)
+    parts.change("UPDATE tenants SET status = 'active' WHERE id = 'a'")
+    assert scheduler.run_once() == Result(claimed=1, started=1)
+
+
 def test_a_scheduler_that_dies_half_way_has_done_nothing(parts: Parts, scheduler: Scheduler) -> None:
     class Dying(Kinds):
         def decide(self, row: Mapping[str, Any]) -> Decision:

@@ -152,3 +152,15 @@ def test_every_refusal_says_why_and_stores_nothing(parts: Parts, receiver: Recei
             post(receiver, workflow_id, body)
         assert caught.value.status == status
     assert parts.rows("SELECT count(*) AS n FROM runs") == before
+
+
+def test_a_suspended_organization_takes_nothing_and_then_takes_the_same_request(
+    parts: Parts, receiver: Receiver
+) -> None:
+    workflow_id = parts.save({"type": "webhook"})
+    parts.change("UPDATE tenants SET status = 'suspended' WHERE id = 'a'")
+    with pytest.raises(Conflict, match="suspended"):
+        post(receiver, workflow_id, webhook_id="evt_1")
+    assert parts.runs_of(workflow_id) == []
+    parts.change("UPDATE tenants SET status = 'active' WHERE id = 'a'")
+    assert not post(receiver, workflow_id, webhook_id="evt_1").existing
