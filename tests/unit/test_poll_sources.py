@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 from xml.sax.saxutils import escape
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.definition import PollTrigger
@@ -226,6 +226,7 @@ def test_what_is_no_feed_is_said_to_be_none(body: bytes) -> None:
 texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=30).map(lambda text: f"x{text}x")
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(texts, texts), max_size=8))
 def test_every_entry_of_a_feed_is_found_under_its_own_id(entries: list[tuple[str, str]]) -> None:
     items = "".join(
@@ -237,6 +238,7 @@ def test_every_entry_of_a_feed_is_found_under_its_own_id(entries: list[tuple[str
     assert [item["id"] for item in found] == [guid for guid, _ in entries]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.integers(0, len(RSS)))
 def test_a_damaged_feed_gives_items_or_a_problem_and_always_json(junk: bytes, at: int) -> None:
     text = RSS.format(encoding="utf-8").encode()
