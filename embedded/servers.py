@@ -40,7 +40,7 @@ class Servers:
         urls = {}
         try:
             if self.postgres is not None:
-                urls[DATABASE_URL] = self.postgres.start().url
+                urls[DATABASE_URL] = self.postgres.start().url.replace("+psycopg", "")  # as psql and pg_dump take it
             if self.redis is not None:
                 urls[REDIS_URL] = self.redis.start().url
         except BaseException:

@@ -48,9 +48,11 @@ BEGIN
         EXCEPTION WHEN duplicate_object OR unique_violation THEN
             NULL;  -- roles belong to the whole server; another database made it
         END;
-        IF NOT pg_has_role(current_user, role_name, 'MEMBER') THEN
+        BEGIN  -- also for who made it: since Postgres 16 making a role does not imply that one may switch to it
             EXECUTE format('GRANT %I TO current_user', role_name);
-        END IF;
+        EXCEPTION WHEN insufficient_privilege THEN
+            NULL;  -- somebody else made it and grants it; the start-up check tells when that was forgotten
+        END;
     END LOOP;
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO fairlane_tenant, fairlane_system', current_schema());
 END
