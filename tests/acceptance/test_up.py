@@ -27,6 +27,7 @@ from tests.ordinary_user import AS_NOBODY, NOBODY, can_be_nobody
 ROOT = Path(__file__).resolve().parents[2]
 STARTS = 60.0
 STOPS = 60.0
+CAN_TOUR = all(shutil.which(program) for program in ("bash", "curl", "python3"))
 
 
 class Up:
@@ -125,7 +126,9 @@ class Newcomer:
 
     def order(self) -> dict[str, Any]:
         """The run of an order, once it has ended."""
-        run_id = typed(self.send_order)["run_id"]
+        return self.ended(typed(self.send_order)["run_id"])
+
+    def ended(self, run_id: str) -> dict[str, Any]:
         return wait_for(
             lambda: run if (run := self.run(run_id))["status"] not in ("queued", "running") else None,
             f"the run {run_id} to end",
@@ -138,6 +141,26 @@ class Newcomer:
 
     def log(self, run_id: str) -> list[str]:
         return [line["message"] for line in typed(self.log_of_run.replace("RUN_ID", run_id))["items"]]
+
+    def take_the_tour(self, folder: Path) -> str:
+        """Type what README.md says, chunk by chunk; waits for the runs before it looks at them. What was shown."""
+        (tour,) = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+        address = f"API=http://127.0.0.1:{self.up.port}\nKEY='Authorization: Bearer {self.api_key}'\n"
+        shown, so_far = "", address
+        for chunk in tour.split("\n\n"):
+            run = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", so_far + chunk],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert run.returncode == 0, f"{chunk}\n{run.stdout}{run.stderr}"
+            shown += run.stdout
+            so_far += "".join(line + "\n" for line in chunk.splitlines() if re.match(r"[A-Z]+=", line))
+            for run_id in re.findall(r'"run_id":"(\w+)"', run.stdout):
+                self.ended(run_id)
+        return shown
 
 
 def test_a_newcomer_does_what_is_printed_and_finds_it_again_the_next_day(tmp_path: Path) -> None:
@@ -153,6 +176,10 @@ def test_a_newcomer_does_what_is_printed_and_finds_it_again_the_next_day(tmp_pat
         login = {"email": first.email, "password": first.password}
         assert httpx.post(f"http://127.0.0.1:{up.port}/api/auth/login", json=login).status_code == 200
         assert httpx.get(f"http://127.0.0.1:{up.port}/api/docs").status_code == 200
+        if CAN_TOUR:
+            shown = first.take_the_tour(tmp_path)
+            assert "succeeded {'text': 'Hello Ada'}" in shown
+            assert "trigger.body.name: no such key 'name'" in shown
         up.stops_without_a_trace(signal.SIGINT)
 
     with running(tmp_path) as up:
