@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 
 from api.auth import Call, may
 from api.openapi import refusals
@@ -60,7 +60,9 @@ def rotate(credential_id: str, body: CredentialRotation, call: Writer) -> Any:
         return connections.replace(session, call.services.vault, credential_id, body.data)
 
 
-@router.delete("/{credential_id}", status_code=204, responses=refusals("not_found", "credential_in_use"))
+@router.delete(
+    "/{credential_id}", status_code=204, response_class=Response, responses=refusals("not_found", "credential_in_use")
+)
 def delete(
     credential_id: str,
     call: Writer,

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Annotated, Any
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Header, Path, Request
+from fastapi import APIRouter, Header, Path, Request, Response
 
 from api.auth import Call, may
 from api.documents import Sent, shown
@@ -115,7 +115,7 @@ def patch(workflow_id: str, body: WorkflowPatch, call: Writer) -> Any:
         return _shown(session, call, call.services.workflows.get(session, workflow_id))
 
 
-@router.delete("/{workflow_id}", status_code=204, responses=refusals("not_found"))
+@router.delete("/{workflow_id}", status_code=204, response_class=Response, responses=refusals("not_found"))
 def delete(workflow_id: str, call: Writer) -> None:
     """Delete a workflow. Its runs stay to be read; those that wait are cancelled."""
     with call.transaction() as session:

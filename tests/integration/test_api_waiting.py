@@ -1,71 +1,36 @@
 """Why a run waits, asked over the real API of a real queue."""
 
-# Celery has no annotations.
-# mypy: disable-error-code="no-untyped-call"
-
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
 from pydantic import BaseModel
 from redis import ConnectionPool
 
 from embedded.redis import RedisServer
-from engine import fairshare
 from engine.errors import Suspend
 from engine.executor import Executor
 from engine.fairshare.hands import Hands
 from engine.fairshare.scripts import Keys
 from engine.pipeline import Tools
-from engine.ports import Action, Json, PollMessage, RunMessage, StepContext
+from engine.ports import Action, Json, StepContext
 from engine.repository import runs as stored_runs
 from engine.runs import FLOODED, Start
-from tests.api_server import Api, Person, running_api, services_for, settings_for
+from tests.api_server import Api, Person, Queue, running_api, services_for, settings_for
 
 QUEUE = Keys.of("runs")
 
 
-class Lane:
-    """A `Publisher` into the fair queue of a Redis."""
-
-    def __init__(self, redis_url: str) -> None:
-        fairshare.register()
-        self._app = Celery(broker=f"fair{redis_url}", set_as_current=False)
-        self._app.conf.broker_transport_options = {"fair_queues": ["runs"]}
-        self._lanes = fairshare.Lanes(redis_url)
-
-    def publish(self, messages: Iterable[RunMessage]) -> None:
-        for message in messages:
-            self._app.send_task(
-                "fairlane.run",
-                args=(message.tenant_id, message.run_id),
-                task_id=message.id,
-                queue="runs",
-                priority=message.priority,
-                headers={"tenant_id": message.tenant_id, "flow": message.flow, "lane": message.lane},
-            )
-
-    def publish_poll(self, message: PollMessage) -> None:
-        raise AssertionError(f"the API polls nothing, not even {message.workflow_id}")
-
-    def holds(self, message_ids: Sequence[str]) -> set[str]:
-        return self._lanes.holds(message_ids)
-
-    def close(self) -> None:
-        self._app.close()
-
-
 @pytest.fixture
 def api(database_url: str, redis_url: str) -> Iterator[Api]:
-    lane = Lane(redis_url)
-    with running_api(services_for(settings_for(database_url, redis_url), lane)) as running:
+    queue = Queue(redis_url)
+    with running_api(services_for(settings_for(database_url, redis_url), queue)) as running:
         yield running
-    lane.close()
+    queue.close()
 
 
 @pytest.fixture

@@ -282,6 +282,7 @@ def test_a_deleted_workflow_is_gone_and_its_runs_stay(person: Person) -> None:
     run_id = person.run(workflow_id)
     answer = person.http.delete(f"/api/workflows/{workflow_id}")
     assert (answer.status_code, answer.content) == (204, b"")
+    assert "content-type" not in answer.headers
     assert person.http.get("/api/workflows").json()["items"] == []
     for method, path in (("GET", ""), ("GET", "/versions"), ("DELETE", ""), ("POST", "/runs"), ("POST", "/dry-run")):
         assert person.http.request(method, f"/api/workflows/{workflow_id}{path}").status_code == 404
