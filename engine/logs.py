@@ -94,7 +94,7 @@ def _rendering(stream: TextIO, as_json: bool) -> list[Processor]:
 
 
 def _in_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    first = {key: event.pop(key) for key in FIRST if key in event}
+    first = {key: str(event.pop(key)).strip() for key in FIRST if key in event}
     return {**first, **event}
 
 
