@@ -5,7 +5,7 @@ Each check is one line, each fault one sentence that says what to do. It changes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from engine.errors import ConfigurationError, FairlaneError
 
 if TYPE_CHECKING:
     import psycopg
+
+    from engine.db import Database
 
 MINIMUM_POSTGRES = 15
 MINIMUM_REDIS = (6, 2)
@@ -56,7 +58,7 @@ def examine(data: Any) -> list[Finding]:
     keys = ", ".join(settings.master_key_ring)
     return [
         Finding("settings", f"complete; master keys: {keys}"),
-        *_safely("postgres", lambda: _postgres(settings.database_url)),
+        *_safely("postgres", lambda: _postgres(settings.database_url, ring=settings.master_key_ring)),
         *_safely("redis", lambda: _redis(settings.redis_url)),
     ]
 
@@ -71,7 +73,7 @@ def _safely(check: str, findings: Callable[[], list[Finding]]) -> list[Finding]:
         return [Finding(check, "unreachable", sentence_for(error) or str(error))]
 
 
-def _postgres(url: str) -> list[Finding]:
+def _postgres(url: str, *, ring: Container[str]) -> list[Finding]:
     with schema.connection_to(url, seconds=SECONDS_TO_CONNECT) as connection:
         version = connection.info.server_version // 10000
         fault = None
@@ -79,7 +81,7 @@ def _postgres(url: str) -> list[Finding]:
             fault = f"Postgres {version} is too old: use {MINIMUM_POSTGRES} or newer."
         findings = [Finding("postgres", f"version {version}", fault), _schema(connection)]
     if not any(one.fault for one in findings):
-        findings.append(_roles(url))
+        findings += _inside(url, ring)
     return findings
 
 
@@ -88,18 +90,28 @@ def _schema(connection: psycopg.Connection[Any]) -> Finding:
     return Finding("schema", f"revision {at or 'none'}", schema.fault(at))
 
 
-def _roles(url: str) -> Finding:
-    """Would row-level security hold? Asked of the engine itself."""
+def _inside(url: str, ring: Container[str]) -> list[Finding]:
+    """Would row-level security hold, and are all secrets under known keys? Asked of the engine itself."""
     from engine.db import Database
 
     database = Database(url, pool_size=1)
     try:
         database.verify()
+        return [Finding("isolation", "row-level security holds"), _data_keys(database, ring)]
     except ConfigurationError as error:
-        return Finding("isolation", "not guaranteed", error.detail)
+        return [Finding("isolation", "not guaranteed", error.detail)]
     finally:
         database.close()
-    return Finding("isolation", "row-level security holds")
+
+
+def _data_keys(database: Database, ring: Container[str]) -> Finding:
+    from engine.repository import operator
+
+    with database.system() as session:
+        used = operator.master_keys(session)
+    missing = [row["id"] for row in used if row["id"] not in ring]
+    fault = f"Secrets are under {', '.join(missing)}, which FAIRLANE_MASTER_KEYS lacks: add it, after the first."
+    return Finding("data keys", f"{sum(row['data_keys'] for row in used):,}", fault if missing else None)
 
 
 def _redis(url: str) -> list[Finding]:

@@ -71,5 +71,5 @@ def _report(row: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         show_json(row)
         return
-    typer.echo(f"Plan {row['name']}, with {row['tenants']:,} organizations\n")
+    typer.echo(f"Plan {row['name']}; organizations on it: {row['tenants']:,}\n")
     limits.show(row["limits"])

@@ -49,7 +49,7 @@ STEP_COLUMNS: dict[str, Any] = {
     "status": lambda step: step["status"],
     "attempt": lambda step: step["attempt"],
     "seconds": _seconds,
-    "error": lambda step: (step["error"] or {}).get("detail"),
+    "error": lambda step: (step["error"] or {}).get("message"),
 }
 LOG_COLUMNS: dict[str, Any] = {
     "at": lambda line: line["at"],

@@ -118,6 +118,9 @@ def test_the_status_tells_how_many_keys_are_under_which_master_key(world: World)
     assert missing.code == 1
     assert "Secrets are under old, which FAIRLANE_MASTER_KEYS lacks" in missing.err
     assert "missing" in missing.out
+    doctor = world.fairlane("doctor", FAIRLANE_MASTER_KEYS=_variable(NEW))
+    assert doctor.code == 1
+    assert "Secrets are under old, which FAIRLANE_MASTER_KEYS lacks" in doctor.err
 
 
 def test_a_master_key_that_is_missing_is_named_for_each_organization_and_the_others_are_done(world: World) -> None:
