@@ -20,6 +20,8 @@ from engine.errors import Fault, InvalidInput
 DEFAULT_LIMIT = 50
 MAXIMUM_LIMIT = 200
 GREATEST = 2**63
+PAGE_BYTES = 8 * 1024 * 1024
+"""How much of inputs and outputs a page holds before it ends early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,9 @@ class Paging:
         return key if len(kinds) > 1 else key[0]
 
     def page(self, rows: Sequence[Row], key: Callable[[Row], Sequence[Any]]) -> Row:
-        """The answer, from up to `fetch` rows; `key` gives a row's sort key."""
+        """The answer, from up to `fetch` rows; `key` gives a row's sort key, `found` of a row how many there were."""
         shown = rows[: self.limit]
-        more = len(rows) > len(shown)
+        more = bool(shown) and rows[0].get("found", len(rows)) > len(shown)
         return {"items": shown, "next_cursor": _encoded(key(shown[-1])) if more else None}
 
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Query
 from api import waiting
 from api.auth import Call, may
 from api.openapi import refusals
-from api.paging import Page
+from api.paging import PAGE_BYTES, Page
 from api.schemas import Identifier, Listed, LogLine, Run, Step, Waiting
 from api.wire import Route
 from engine.db import Row, TenantSession
@@ -44,7 +44,7 @@ def list_runs(call: Reader, page: Page, wanted: Wanted) -> Any:
     """List runs, the newest first."""
     before = page.after(str)
     with call.transaction() as session:
-        rows = read_runs.listed(session, wanted, before=before, limit=page.fetch)
+        rows = read_runs.listed(session, wanted, before=before, limit=page.fetch, max_bytes=PAGE_BYTES)
     return page.page(rows, lambda row: [row["id"]])
 
 
@@ -63,7 +63,7 @@ def steps(run_id: str, call: Reader, page: Page) -> Any:
         _moment(after[0])
     with call.transaction() as session:
         existing(session, run_id)
-        rows = read_runs.steps_of(session, run_id, after=after, limit=page.fetch)
+        rows = read_runs.steps_of(session, run_id, after=after, limit=page.fetch, max_bytes=PAGE_BYTES)
     return page.page(rows, lambda row: [row["began"].isoformat(), row["id"], row["item"] or ""])
 
 

@@ -1,16 +1,24 @@
-"""Runs, steps and log lines as people look at them: newest runs first, a page at a time."""
+"""Runs, steps and log lines as people look at them: newest runs first, a page at a time.
+
+Inputs and outputs may be large. With `max_bytes` a page ends early once it holds so much of them; ``found`` of each row
+then says how many rows there would have been.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from engine.db import Row, TenantSession
 from engine.models import execution_logs, runs, steps
 from engine.states import RunState
+
+Columns: TypeAlias = ReadOnlyColumnCollection[str, Any]
 
 RUN = (
     runs.c.id,
@@ -42,7 +50,9 @@ class RunFilter:
     since: datetime | None = None
 
 
-def listed(session: TenantSession, wanted: RunFilter, *, before: str | None, limit: int) -> list[Row]:
+def listed(
+    session: TenantSession, wanted: RunFilter, *, before: str | None, limit: int, max_bytes: int | None = None
+) -> list[Row]:
     """Newest first, beginning behind the run `before`."""
     statement = sa.select(*RUN).where(runs.c.tenant_id == session.tenant_id).order_by(runs.c.id.desc()).limit(limit)
     if wanted.workflow_id is not None:
@@ -53,6 +63,8 @@ def listed(session: TenantSession, wanted: RunFilter, *, before: str | None, lim
         statement = statement.where(runs.c.queued_at >= wanted.since)
     if before is not None:
         statement = statement.where(runs.c.id < before)
+    if max_bytes is not None:
+        statement = _cut(statement, "input", "output", max_bytes=max_bytes, order=lambda c: (c.id.desc(),))
     return session.rows(statement)
 
 
@@ -60,7 +72,9 @@ def get(session: TenantSession, run_id: str) -> Row | None:
     return session.row(sa.select(*RUN).where(runs.c.tenant_id == session.tenant_id, runs.c.id == run_id))
 
 
-def steps_of(session: TenantSession, run_id: str, *, after: Sequence[str] | None, limit: int) -> list[Row]:
+def steps_of(
+    session: TenantSession, run_id: str, *, after: Sequence[str] | None, limit: int, max_bytes: int | None = None
+) -> list[Row]:
     """In the order of their beginning; `after` is ``(moment, id, item)`` of the step before, the moment as ISO text."""
     began = sa.func.coalesce(steps.c.started_at, steps.c.finished_at)
     statement = (
@@ -83,6 +97,10 @@ def steps_of(session: TenantSession, run_id: str, *, after: Sequence[str] | None
         moment, step_id, item = after
         key = (sa.literal(datetime.fromisoformat(moment)), sa.literal(step_id), sa.literal(item))
         statement = statement.where(sa.tuple_(began, steps.c.step_id, steps.c.item) > sa.tuple_(*key))
+    if max_bytes is not None:
+        statement = _cut(
+            statement, "output", max_bytes=max_bytes, order=lambda c: (c.began, c.id, sa.func.coalesce(c.item, ""))
+        )
     return session.rows(statement)
 
 
@@ -104,3 +122,17 @@ def log_of(session: TenantSession, run_id: str, *, after: int | None, limit: int
     if after is not None:
         statement = statement.where(execution_logs.c.seq > after)
     return session.rows(statement)
+
+
+def _cut(
+    statement: sa.Select[Any], *heavy: str, max_bytes: int, order: Callable[[Columns], Sequence[Any]]
+) -> sa.Select[Any]:
+    """The rows of a page up to the one with which its `heavy` columns reach `max_bytes`, at least one."""
+    page = statement.subquery()
+    size = sum(
+        (sa.func.coalesce(sa.func.octet_length(sa.cast(page.c[name], sa.Text)), 0) for name in heavy), sa.literal(0)
+    )
+    before = sa.func.coalesce(sa.func.sum(size).over(order_by=order(page.c), rows=(None, -1)), 0)
+    weighed = sa.select(page, before.label("before"), sa.func.count().over().label("found")).subquery()
+    shown = [column for column in weighed.c if column.name != "before"]
+    return sa.select(*shown).where(weighed.c.before < max_bytes).order_by(*order(weighed.c))

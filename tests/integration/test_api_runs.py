@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from api.paging import PAGE_BYTES
 from engine.executor import Executor
 from engine.pipeline import Tools
 from engine.runs import FLOODED, Start
@@ -225,3 +226,19 @@ def test_a_run_is_cancelled_once_and_a_finished_one_is_not(api: Api, person: Per
     execute(api, person, done)
     refused = person.http.post(f"/api/runs/{done}/cancel")
     assert (refused.status_code, refused.json()["code"]) == (409, "run_finished")
+
+
+def test_a_page_of_large_runs_ends_early_and_the_next_one_goes_on(person: Person) -> None:
+    workflow_id = person.workflow()
+    ids = [person.run(workflow_id, input="x" * 1_500_000) for _ in range(8)]
+    found: list[str] = []
+    sizes: list[int] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        answer = person.http.get("/api/runs", params={"cursor": cursor})
+        sizes.append(len(answer.content))
+        found += [run["id"] for run in answer.json()["items"]]
+        cursor = answer.json()["next_cursor"]
+    assert found == ids[::-1]
+    assert len(sizes) == 2
+    assert max(sizes) < PAGE_BYTES + 2_000_000
