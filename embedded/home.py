@@ -102,8 +102,9 @@ class Home:
         self.write_env({**_missing_keys(kept), **kept, **urls})
 
     def withdraw_urls(self) -> None:
-        """The servers are gone: say nothing of them."""
-        self.publish_urls({})
+        """The servers are gone: say nothing of them. Nor is there anything to say when the folder was removed."""
+        if self.env_file.exists():
+            self.publish_urls({})
 
     def port_of(self, name: str) -> int:
         """The port that `name` had last time if it is free, else a free one, remembered for next time."""

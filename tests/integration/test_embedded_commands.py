@@ -95,6 +95,40 @@ def test_a_taken_port_is_named_with_the_option_that_chooses_another(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "wants"),
+    [
+        ("FAIRLANE_LOG_FORMAT", "yaml", "json"),
+        ("FAIRLANE_SECRET_KEY", "short", "32"),
+        ("FAIRLANE_DATABASE_URL", "mysql://localhost/fairlane", "postgresql://"),
+    ],
+)
+def test_up_refuses_a_bad_variable_before_any_server_starts(
+    fairlane: Callable[..., Run], tmp_path: Path, name: str, value: str, wants: str
+) -> None:
+    run = fairlane("up", "--port", "18766", **{name: value})
+    assert run.returncode == 1
+    assert name in run.stderr
+    assert wants in run.stderr
+    assert not (tmp_path / ".fairlane" / "postgres").exists()
+
+
+def test_up_says_what_to_do_about_a_server_that_does_not_answer(
+    fairlane: Callable[..., Run], tmp_path: Path, empty_database_url: str
+) -> None:
+    redis_down = fairlane(
+        "up", "--port", "18767", FAIRLANE_DATABASE_URL=empty_database_url, FAIRLANE_REDIS_URL="redis://127.0.0.1:1/0"
+    )
+    database_down = fairlane(
+        "up", "--port", "18767", FAIRLANE_DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing",
+    )  # fmt: skip
+    for run, name in ((redis_down, "FAIRLANE_REDIS_URL"), (database_down, "FAIRLANE_DATABASE_URL")):
+        assert run.returncode == 1
+        assert name in run.stderr
+        assert "runs a server of its own" in run.stderr.replace("\n", " ")
+        assert "Traceback" not in run.stderr
+
+
 def test_a_second_up_on_the_folder_is_refused(fairlane: Callable[..., Run], tmp_path: Path) -> None:
     with Home(tmp_path / ".fairlane").locked():
         run = fairlane("up", "--port", "18765")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 import stat
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from embedded.home import DATABASE_URL, MASTER_KEYS, REDIS_URL, SECRET_KEY, Home, InUse
 from embedded.supervisor import FIRST_PAUSE, LONGEST_PAUSE, pause_before_restart
+from engine.errors import ConfigurationError
 from engine.settings import Settings
 
 URLS = {DATABASE_URL: "postgresql://user:word@127.0.0.1:5432/fairlane", REDIS_URL: "redis://:word@127.0.0.1:6379/0"}
@@ -50,6 +52,14 @@ def test_keys_stay_as_they_are_when_servers_come_and_go(home: Home) -> None:
     assert between == {name: value for name, value in before.items() if name not in URLS}
 
 
+def test_a_folder_that_was_removed_under_us_is_no_obstacle_to_stopping(home: Home) -> None:
+    with home.locked():
+        home.publish_urls(URLS)
+        shutil.rmtree(home.folder)
+        home.withdraw_urls()
+    assert not home.folder.exists()
+
+
 def test_two_folders_have_different_keys(home: Home, tmp_path: Path) -> None:
     other = Home(tmp_path / "other")
     for one in (home, other):
@@ -69,6 +79,13 @@ def test_a_key_that_the_environment_names_is_neither_generated_nor_copied(
     assert MASTER_KEYS not in home.read_env()
     assert SECRET_KEY in home.read_env()
     assert list(Settings.load().master_key_ring) == ["own"]
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_the_option_that_chooses_another(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="--data") as refusal, Home(tmp_path / "file" / "data").locked():
+        pytest.fail("a folder below a file")
+    assert str(tmp_path / "file" / "data") in refusal.value.detail
 
 
 def test_a_second_user_of_the_folder_is_refused_in_one_sentence_and_welcome_afterwards(home: Home) -> None:
