@@ -6,20 +6,24 @@ it does; a server that the fault does not hit).
 """
 
 # Celery has no annotations.
-# mypy: disable-error-code="no-untyped-call"
+# mypy: disable-error-code="no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from typing import Any
 
 import redis
 from celery import Celery
-from celery.signals import task_prerun
+from celery.signals import task_prerun, worker_ready
 
 from engine.fairshare import register, started
+
+READY = "the worker is ready"
+"""What a worker writes to its log when it begins to consume, at any log level."""
 
 register()
 
@@ -67,9 +71,14 @@ def _journal() -> redis.Redis:
     return _clients[url]
 
 
-@task_prerun.connect  # type: ignore[untyped-decorator]
+@task_prerun.connect
 def _started(task_id: str, **_: Any) -> None:
     started(task_id)
+
+
+@worker_ready.connect
+def _ready(**_: Any) -> None:
+    print(READY, file=sys.__stdout__, flush=True)
 
 
 app = make_app(

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.fairshare_app import READY
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -62,7 +64,7 @@ class Worker:
 
     def ready(self) -> Worker:
         def says_so() -> bool:
-            return b" ready." in self.log.read_bytes()  # celery says so at any log level of INFO or below
+            return READY.encode() in self.log.read_bytes()
 
         until(says_so, within=30, what=f"a worker ({self.log}) becoming ready")
         return self

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 PRIORITY = 2**45
+FIRST = 2.0**33
 SMOOTHING = 0.2
 FIRST_ESTIMATE = 1.0
 SETTLED = 30.0
@@ -37,7 +38,7 @@ class Lane:
     tat: float = 0.0
     seq: float = 0.0
     flows: dict[str, Flow] = field(default_factory=dict)
-    order: dict[str, float] = field(default_factory=dict)
+    order: dict[str, float] = field(default_factory=dict)  # the turn of each flow; below 0 = the first one
     waiting: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -79,6 +80,16 @@ def corrected(tag: float, floor: float, by: float) -> float:
     return tag + by if by >= 0 else max(tag + by, min(tag, floor))
 
 
+def joined(one: Lane | Flow, line: dict[str, float], virtual_time: float, now: float) -> float:
+    """The turn of one that was idle, whose tag is lifted."""
+    begin = min([virtual_time, *(turn for turn in line.values() if turn >= 0)])
+    if one.tag > begin:
+        return one.tag
+    if one.tag < begin:
+        one.tag = one.floor = begin
+    return now - FIRST
+
+
 class Model:
     def __init__(self) -> None:
         self.time = 0.0
@@ -101,7 +112,7 @@ class Model:
             return 0
         lane = self.lanes.setdefault(tenant, Lane())
         entry = Entry(tenant, flow, self._next_score(lane, priority, now), nonce)
-        self._enqueue(lane, id_, entry)
+        self._enqueue(lane, id_, entry, now)
         self._place(tenant, now)
         return 1
 
@@ -129,7 +140,7 @@ class Model:
             lane.in_flight += 1
             if lane.rate:
                 lane.tat = max(lane.tat, now) + 1 / lane.rate
-            self._place(tenant, now, was_ready=True)
+            self._place(tenant, now, served=True)
             claimed.append((id_, entry.deliveries))
         return claimed
 
@@ -217,7 +228,7 @@ class Model:
             lane = self.lanes[entry.tenant]
             entry.score = self._next_score(lane, int(entry.score // PRIORITY), now)
             entry.deliveries += 1
-            self._enqueue(lane, id_, entry)
+            self._enqueue(lane, id_, entry, now)
             self._place(entry.tenant, now)
         return 1
 
@@ -273,17 +284,16 @@ class Model:
         lane.seq = max(lane.seq + 1, math.floor(now * 10000))
         return priority * PRIORITY + lane.seq
 
-    def _enqueue(self, lane: Lane, id_: str, entry: Entry) -> None:
+    def _enqueue(self, lane: Lane, id_: str, entry: Entry, now: float) -> None:
         self.entries[id_] = entry
         waiting = lane.waiting.setdefault(entry.flow, {})
         waiting[id_] = entry.score
         if len(waiting) == 1:
             flow = self._flow(lane, entry.flow)
-            begin = min([lane.flow_time, *lane.order.values()])
-            if flow.tag < begin:
-                flow.tag = flow.floor = begin
+            tag = flow.tag
+            lane.order[entry.flow] = joined(flow, lane.order, lane.flow_time, now)
+            if flow.tag > tag:  # else an unknown flow stays unknown, and its estimate is that of its first claim
                 lane.flows[entry.flow] = flow
-            lane.order[entry.flow] = flow.tag
 
     def _leave(self, lane: Lane, flow: str, id_: str) -> None:
         del lane.waiting[flow][id_]
@@ -291,20 +301,20 @@ class Model:
             del lane.waiting[flow]
             del lane.order[flow]
 
-    def _place(self, tenant: str, now: float, *, was_ready: bool | None = None) -> None:
+    def _place(self, tenant: str, now: float, *, served: bool = False) -> None:
         lane = self.lanes[tenant]
-        was = tenant in self.ready if was_ready is None else was_ready
-        self.ready.pop(tenant, None)
+        turn = self.ready.pop(tenant, None)
         self.throttled.pop(tenant, None)
         if lane.room < 1:
             return
         if lane.rate and lane.due > now:
             self.throttled[tenant] = lane.due
             return
-        begin = min([self.time, *self.ready.values()])
-        if not was and lane.tag < begin:
-            lane.tag = lane.floor = begin
-        self.ready[tenant] = lane.tag
+        if served:
+            turn = lane.tag
+        elif turn is None:
+            turn = joined(lane, self.ready, self.time, now)
+        self.ready[tenant] = turn if turn < 0 else lane.tag
 
     def _promote(self, now: float) -> None:
         for tenant in sorted(self.throttled, key=lambda t: (self.throttled[t], t)):
@@ -322,7 +332,7 @@ class Model:
         flow = self._flow(lane, lease.flow)
         flow.tag = corrected(flow.tag, flow.floor, seconds - lease.estimate)
         lane.flows[lease.flow] = flow
-        if lease.flow in lane.order:
+        if lane.order.get(lease.flow, -1.0) >= 0:
             lane.order[lease.flow] = flow.tag
         return flow
 
@@ -343,5 +353,5 @@ class Model:
         if behind:
             entry.score = self._next_score(lane, int(entry.score // PRIORITY), now)
         entry.deliveries += int(delivered)
-        self._enqueue(lane, id_, entry)
+        self._enqueue(lane, id_, entry, now)
         self._place(lease.tenant, now)

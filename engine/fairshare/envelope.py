@@ -88,8 +88,8 @@ def seal(raw: Raw, priority: int) -> tuple[Envelope, bool]:
     nonce = properties.pop(NONCE, None)
     again = nonce is not None
     if nonce is None:
-        nonce = os.urandom(6).hex()
-    message_id = str(headers.get("id") or properties.get("correlation_id") or properties["delivery_tag"])
+        nonce = os.urandom(8).hex()
+    message_id = str(headers.get("id") or properties.get("correlation_id") or properties.get("delivery_tag") or nonce)
     retries = headers.get("retries")
     envelope = Envelope(
         id=f"{message_id}#{retries}" if retries else message_id,

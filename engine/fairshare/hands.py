@@ -23,6 +23,7 @@ import uuid
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,9 @@ logger = logging.getLogger("fairlane.fairshare")
 
 MAX_BATCH = 64
 """Messages of one claim, and of one batch of acks; the scripts take no more at once."""
+
+SIGN_OF_LIFE = 10.0
+"""Seconds between two renewals at most, whatever the lease: `Lanes.workers` counts on a third of its own patience."""
 
 
 @dataclass(slots=True)
@@ -84,21 +88,30 @@ class Ack:
 
 
 class Hands:
-    """See the module. `lease` is in seconds, `interval` those between two runs of the keeper; `clock` is monotonic."""
+    """See the module. `tending` is the pool of the keeper's thread, where two threads should not share one: a pool that
+    asks several sentinels for two threads at once may miss the living one. `lease` is in seconds, `interval` those
+    between two runs of the keeper; `clock` is monotonic."""
 
     def __init__(
-        self, pool: ConnectionPool, *, lease: float = 30.0, clock: Callable[[], float] = time.monotonic
+        self,
+        pool: ConnectionPool,
+        *,
+        tending: ConnectionPool | None = None,
+        lease: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.lease = lease
         self.interval = min(1.0, lease / 6)
         self.consumer = f"{os.uname().nodename}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.counters: Counter[str] = Counter()
         self.queues: set[Keys] = set()
+        """The queues that this process consumes now."""
         self.wake = threading.Event()
         self._clock = clock
         self._wire = Wire(pool, keep=True)
-        self._tending = Wire(pool)
+        self._tending = Wire(tending or pool)
         self._tokens = itertools.count(1)
+        self._consumers: Counter[Keys] = Counter()
         self._held: dict[str, Held] = {}
         self._by_id: dict[str, Held] = {}
         self._acks: deque[tuple[Keys, Ack]] = deque()
@@ -113,10 +126,26 @@ class Hands:
     def __len__(self) -> int:
         return len(self._held)
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to look after."""
+        return not (self.queues or self._held or self._acks or self._unanswered or self._forgotten)
+
     # -- the consuming thread ------------------------------------------------------------------------------------
 
-    def exchange(self, keys: Keys, wanted: int) -> Claim:
-        """Sends the acks that wait and claims up to `wanted` messages, in one round trip.
+    def attend(self, keys: Keys) -> None:
+        """A channel consumes this queue from now on, until as many called `leave`."""
+        self._consumers[keys] += 1
+        self.queues.add(keys)
+        self.wake.set()
+
+    def leave(self, keys: Keys) -> None:
+        self._consumers[keys] -= 1
+        if self._consumers[keys] < 1:
+            self.queues.discard(keys)
+
+    def exchange(self, keys: Keys | None, wanted: int) -> Claim:
+        """Sends the acks that wait, of any queue, and claims up to `wanted` messages of `keys`, in one round trip.
 
         Raises what a broken connection raises. The acks are then sent again later; what the claim leased, if it ran,
         is recalled by the keeper.
@@ -124,7 +153,8 @@ class Hands:
         acks = self._take_acks()
         commands = [operation("ack", at, "", *_flat(batch)) for at, batch in _by_queue(acks)]
         token = f"{self.consumer[-8:]}{next(self._tokens):x}"
-        if wanted > 0:
+        claiming = keys is not None and wanted > 0
+        if keys is not None and claiming:
             commands.append(operation("claim", keys, "", self.lease, token, min(wanted, MAX_BATCH)))
         if not commands:
             return Claim()
@@ -132,17 +162,17 @@ class Hands:
             replies = self._wire.call(*commands)
         except BaseException:
             self._acks.extendleft(reversed(acks))
-            if wanted > 0:
+            if keys is not None and claiming:
                 self._unanswered.append((keys, token))
                 self.wake.set()
             raise
-        self._count_acks(replies[:-1] if wanted > 0 else replies)
-        return self._take(keys, token, replies[-1]) if wanted > 0 else Claim()
+        self._count_acks(replies[:-1] if claiming else replies)
+        return self._take(keys, token, replies[-1]) if keys is not None and claiming else Claim()
 
     def flush(self) -> None:
         """Sends the acks that wait. Raises what a broken connection raises; they are kept for the next time."""
         while self._acks:
-            self.exchange(self._acks[0][0], 0)
+            self.exchange(None, 0)
 
     def expect(self, due_in: float) -> None:
         """A throttled lane may go on in so many seconds: the keeper shall not sleep longer."""
@@ -186,7 +216,8 @@ class Hands:
             self.counters["set_aside"] += 1
 
     def started(self, message_id: str) -> bool:
-        """The work on this message begins now; it is charged from here. False when it is not in hand."""
+        """The work on this message, by its Celery task id, begins now; it is charged from here. False when it is not in
+        hand."""
         held = self._by_id.get(message_id)
         if held is None:
             return False
@@ -208,13 +239,13 @@ class Hands:
 
     def run_once(self) -> Tended:
         """Looks after everything in hand and after the queues. Raises what a broken connection raises."""
-        returned = self.give_back(self._pop_forgotten()) + self._recall()
+        returned = self._return_forgotten() + self._recall()
         if self._acks:
             self.flush()
         renewed = registered = lost = 0
         if self._clock() >= self._renew_at:
             renewed, registered, lost = self._renew()
-            self._renew_at = self._clock() + self.lease / 3
+            self._renew_at = self._clock() + min(self.lease / 3, SIGN_OF_LIFE)
         reaped, due_in = self._reap()
         return Tended(returned, renewed, registered, lost, reaped, due_in)
 
@@ -226,11 +257,17 @@ class Hands:
             for keys in self.queues:
                 self._tending.call(("ZREM", f"{keys.stem}workers", self.consumer))
         except (RedisError, OSError) as error:
-            logger.warning("could not give back what is in hand (%s); it comes back when the leases run out", error)
+            if self._held or self._acks:
+                logger.warning("could not give back what is in hand (%s); it comes back when the leases run out", error)
         self._wire.close()
 
-    def _pop_forgotten(self) -> list[str]:
-        return [self._forgotten.popleft() for _ in range(len(self._forgotten))]
+    def _return_forgotten(self) -> int:
+        tags = [self._forgotten.popleft() for _ in range(len(self._forgotten))]
+        try:
+            return self.give_back(tags)
+        except BaseException:
+            self._forgotten.extendleft(reversed(tags))
+            raise
 
     def _recall(self) -> int:
         recalled = 0
@@ -242,15 +279,18 @@ class Hands:
 
     def _renew(self) -> tuple[int, int, int]:
         renewed = registered = lost = 0
-        for keys in list(self.queues):
-            mine = {held.id: held for held in list(self._held.values()) if held.keys == keys and not held.lost}
+        in_hand = list(self._held.values())
+        for keys in self.queues | {held.keys for held in in_hand}:
+            mine = {held.id: held for held in in_hand if held.keys == keys and not held.lost}
             args = [part for held in mine.values() for part in (held.id, held.token)]
-            born, *missing = self._tending.call(operation("renew", keys, "", self.lease, self.consumer, *args))[0]
-            gone = [mine[id_.decode()] for id_ in missing]
+            consumer = self.consumer if keys in self.queues else ""
+            born, *missing = self._tending.call(operation("renew", keys, "", self.lease, consumer, *args))[0]
+            # What was acknowledged in the meantime is missing too, and rightly.
+            gone = [held for id_ in missing if (held := mine[id_.decode()]).tag in self._held]
             for held in gone:
                 held.lost = held.born == born
             again = self._register(keys, [held for held in gone if not held.lost], born)
-            renewed += len(mine) - len(gone)
+            renewed += len(mine) - len(missing)
             registered += again
             lost += sum(held.lost for held in gone)
         self.counters["registered"] += registered
@@ -286,8 +326,8 @@ class Hands:
         held = self._held.pop(tag, None)
         if held is not None:
             held.watch = None
-            if self._by_id.get(held.id) is held:
-                del self._by_id[held.id]
+            if self._by_id.get(_task_id(held.id)) is held:
+                del self._by_id[_task_id(held.id)]
         return held
 
     def _take(self, keys: Keys, token: str, reply: list[Any]) -> Claim:
@@ -296,19 +336,30 @@ class Hands:
         for i in range(0, len(fields), 3):
             id_ = fields[i].decode()
             held = Held(f"{token}.{i // 3}", id_, keys, token, born, fields[i + 2], int(fields[i + 1]), now)
-            self._held[held.tag] = self._by_id[id_] = held
+            self._held[held.tag] = self._by_id[_task_id(id_)] = held
             messages.append(held)
+        if messages and not self.queues:
+            self.wake.set()
         self.counters["claims"] += 1
         self.counters["claimed"] += len(messages)
         return Claim(messages, bool(more), float(due_in) if due_in else None)
 
     def _take_acks(self) -> list[tuple[Keys, Ack]]:
-        return [self._acks.popleft() for _ in range(min(len(self._acks), MAX_BATCH))]
+        taken: list[tuple[Keys, Ack]] = []
+        with suppress(IndexError):  # the other thread takes them too
+            while len(taken) < MAX_BATCH:
+                taken.append(self._acks.popleft())
+        return taken
 
     def _count_acks(self, replies: list[list[int]]) -> None:
         for reply in replies:
             self.counters["acked"] += sum(reply)
             self.counters["late"] += len(reply) - sum(reply)
+
+
+def _task_id(message_id: str) -> str:
+    """Celery's id of the task: that of a message without the number of its retry."""
+    return message_id.partition("#")[0]
 
 
 def _by_queue(acks: list[tuple[Keys, Ack]]) -> list[tuple[Keys, list[Ack]]]:

@@ -3,7 +3,8 @@
 `keep` gives the `Hands` of a broker, one for the process, with its thread. The thread is a loop around
 `Hands.run_once`: leases are renewed every third of their length, leases that ran out anywhere are taken back and a
 lost ticket is replaced every second, a throttled lane is woken when it may go on. A broken connection is logged once
-and tried again; as long as it is shorter than the lease, nothing comes of it.
+and tried again; as long as it is shorter than the lease, nothing comes of it. While there is nothing to look after, the
+thread sleeps.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _loop(hands: Hands, pid: int) -> None:
     pause = hands.interval
     while os.getpid() == pid:
         hands.planned = time.monotonic() + pause
-        hands.wake.wait(pause)
+        hands.wake.wait(None if hands.idle else pause)
         hands.wake.clear()
         try:
             tended = hands.run_once()

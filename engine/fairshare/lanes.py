@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import redis
 
+from engine.fairshare.address import connect
 from engine.fairshare.envelope import lane_words, name
 from engine.fairshare.scripts import Command, Keys, Wire, operation
 
@@ -98,10 +99,11 @@ class Fault:
 
 
 class Lanes:
-    """The lanes of `queue`. `prefix` is the transport's ``global_keyprefix``; `redis_` a client or a URL."""
+    """The lanes of `queue`. `prefix` is the transport's ``global_keyprefix``; `redis_` a client, or any URL that the
+    transport takes (`address.py`)."""
 
     def __init__(self, redis_: redis.Redis | str, queue: str = "runs", prefix: str = "") -> None:
-        client = _connect(redis_) if isinstance(redis_, str) else redis_
+        client = connect(redis_) if isinstance(redis_, str) else redis_
         self._wire = Wire(client.connection_pool)
         self._keys = Keys.of(queue, prefix)
 
@@ -358,11 +360,6 @@ class Lanes:
 
 
 _NOT_COUNTERS = frozenset(("time", "estimate", "recent", "recent_at", "born", "epoch", "attended", "grace"))
-
-
-def _connect(url: str) -> redis.Redis:
-    plain = url.removeprefix("fair")
-    return redis.Redis.from_url(plain, socket_timeout=3, socket_connect_timeout=2)
 
 
 def _lane(tenant: str, reply: Iterable[bytes] | None) -> Lane | None:

@@ -6,8 +6,9 @@ kombu's ``redis://``, and two more: ``fair_queues``, the names of the queues tha
 kombu's own.
 
 On a fair queue the list that kombu blocks on holds tickets. Whoever pops one claims the messages that are fairest at
-that moment (``lua/claim.lua``), as many as it may prefetch. While work is left, a worker that consumes nothing else
-claims again in the round trip that carries its acks, without a ticket. See ``docs/fair-share.md``.
+that moment (``lua/claim.lua``), as many as it may prefetch. While work is left, a worker that consumes no other queue
+claims again in the round trip that carries its acks, without a ticket; one that consumes other queues too does so every
+other time. See ``docs/fair-share.md``.
 
 What happens when things fail: a message moves from waiting to leased inside Redis, so a worker that dies loses
 nothing; its messages come back when their leases run out. A lost connection hands nothing back: the leases are
@@ -38,9 +39,11 @@ from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
+from kombu.utils.url import parse_url
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from engine.fairshare import keeper
+from engine.fairshare.address import NEXT_AT_ONCE, SENTINEL_PORT, master, sentinels
 from engine.fairshare.envelope import Raw, seal, unseal
 from engine.fairshare.hands import MAX_BATCH, Claim, Hands, Held, publishing
 from engine.fairshare.scripts import Keys, Wire, loading, operation
@@ -198,7 +201,10 @@ class Channel(redis.Channel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._wire: Wire | None = None
         self._hands: Hands | None = None
-        self._more = False
+        #: The fair queue in which work was left by the last claim.
+        self._more: str | None = None
+        #: Whether a poll has brought something since the last claim without a ticket.
+        self._polled = False
         self._scripts_loaded = False
         self._fair: frozenset[str] = frozenset()
         super().__init__(*args, **kwargs)
@@ -221,8 +227,11 @@ class Channel(redis.Channel):
         if self._hands is None:
             client = self.connection.client
             broker = (client.as_uri(include_password=True), tuple(client.alt or ()), self.global_keyprefix, self.lease)
-            self._hands = keeper.keep(broker, lambda: Hands(self._own_pool(), lease=self.lease))
+            self._hands = keeper.keep(broker, self._make_hands)
         return self._hands
+
+    def _make_hands(self) -> Hands:
+        return Hands(self._own_pool(), tending=self._own_pool(), lease=self.lease)
 
     def holds(self, delivery_tag: str) -> bool:
         return self._hands is not None and delivery_tag in self._hands
@@ -239,6 +248,15 @@ class Channel(redis.Channel):
         return pool
 
     # -- publishing ----------------------------------------------------------------------------------------------
+
+    def _inplace_augment_message(self, message: Raw, exchange: str, routing_key: str) -> None:
+        """As kombu's, but what goes straight into a fair queue keeps its text as text, and gets a tag only when it is
+        delivered."""
+        if exchange or routing_key not in self._fair or not isinstance(message["body"], str):
+            super()._inplace_augment_message(message, exchange, routing_key)
+        else:
+            message["properties"]["body_encoding"] = "utf-8"
+            message["properties"]["delivery_info"].update(exchange=exchange, routing_key=routing_key)
 
     def _put(self, queue: str, message: Raw, **kwargs: Any) -> None:
         if queue not in self._fair:
@@ -268,10 +286,15 @@ class Channel(redis.Channel):
     def basic_consume(self, queue: str, no_ack: bool, callback: Callable[[Any], Any], *args: Any, **kwargs: Any) -> Any:
         result = super().basic_consume(queue, no_ack, callback, *args, **kwargs)
         if queue in self._fair:
-            self.hands.queues.add(self.keys(queue))
-            self.hands.wake.set()
+            self.hands.attend(self.keys(queue))
             self.connection._callbacks[queue] = functools.partial(self._consume, callback, no_ack)
         return result
+
+    def _basic_cancel(self, consumer_tag: str) -> None:
+        queue = self._tag_to_queue.get(consumer_tag) if consumer_tag in self._consumers else None
+        super()._basic_cancel(consumer_tag)
+        if queue in self._fair:
+            self.hands.leave(self.keys(queue))
 
     def _consume(self, callback: Callable[[Any], Any], no_ack: bool, held: Held) -> None:
         message = self._open(held)
@@ -286,7 +309,6 @@ class Channel(redis.Channel):
         if queue not in self._fair:
             return super().basic_get(queue, no_ack=no_ack, **kwargs)
         for held in self.hands.exchange(self.keys(queue), 1).messages:
-            self.hands.queues.add(held.keys)
             message = self._open(held)
             if message is not None:
                 self.qos.append(message, held.tag)
@@ -311,20 +333,21 @@ class Channel(redis.Channel):
         return queue is not None
 
     def _next_claim(self) -> str | None:
-        """The queue to claim from without a ticket: work is left there, and no other queue is waiting for its turn."""
-        if not self._more or self._in_poll or not self.looping or self._closing:
+        """The queue to claim from without a ticket: work is left there, and no other queue has to wait for its turn."""
+        queue, queues = self._more, self.active_queues
+        if queue not in queues or self._in_poll or not self.looping or self._closing:
             return None
-        queues = self.active_queues
-        if len(queues) == 1 and queues[0] in self._fair and self.qos.can_consume():
-            return queues[0]
-        return None
+        if (len(queues) > 1 and not self._polled) or not self.qos.can_consume():
+            return None
+        self._polled = False
+        return queue
 
     def _on_ticket(self, queue: str, item: bytes) -> bool:
         """Claims for a ticket. Raises Empty when it brought nothing, which is no fault: some tickets are surplus."""
         keys = self.keys(queue)
         if item != TICKET:
             self._adopt(queue, item)
-        if self._closing:
+        if self._closing or queue not in self.connection._callbacks:
             self.wire.call(("RPUSH", keys.tickets, TICKET))
             raise Empty
         claim = self.hands.exchange(keys, self.qos.credit if self.looping else 1)
@@ -334,7 +357,7 @@ class Channel(redis.Channel):
         return True
 
     def _deliver(self, queue: str, claim: Claim) -> None:
-        self._more = claim.more
+        self._more = queue if claim.more else None
         if claim.due_in is not None:
             self.hands.expect(claim.due_in)
         waiting = list(reversed(claim.messages))
@@ -406,6 +429,7 @@ class Channel(redis.Channel):
                 raise Empty
             queue = bytes_to_str(reply[0]).rsplit(self.sep, 1)[0]
             self._queue_cycle.rotate(queue)
+            self._polled = True
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
@@ -457,9 +481,21 @@ class SentinelChannel(Channel, redis.SentinelChannel):
 
     from_transport_options = (*redis.SentinelChannel.from_transport_options, "fair_queues", "lease")
 
+    master_name: str | None = None
+    sentinel_kwargs: dict[str, Any] | None = None
+
     def _sentinel_managed_pool(self, asynchronous: bool = False) -> Any:
+        if self.master_name is None:
+            self.master_name, _ = master(self.connection.client.virtual_host or "")
+        if self.sentinel_kwargs is None:
+            timeouts = {"socket_timeout": self.socket_timeout, "socket_connect_timeout": self.socket_connect_timeout}
+            self.sentinel_kwargs = timeouts | NEXT_AT_ONCE
         with _stock_alternates(self.connection.client):
             return super()._sentinel_managed_pool(asynchronous)
+
+    def _prepare_virtual_host(self, vhost: Any) -> Any:
+        name, slash, number = str(vhost or "").strip("/").partition("/")
+        return super()._prepare_virtual_host(vhost if not name or name.isdigit() else number if slash else 0)
 
 
 @contextmanager
@@ -515,5 +551,13 @@ class TLSTransport(Transport):
 class SentinelTransport(Transport):
     """``fairsentinel://``"""
 
-    default_port = 26379
+    default_port = SENTINEL_PORT
     Channel = SentinelChannel
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        # kombu goes on to the next URL when a sentinel does not answer, and then knows only what that one says.
+        complete = sentinels([f"fair{url.removeprefix('fair')}" for url in client.alt or ()])
+        if complete != client.alt:
+            client.alt[:] = complete
+            client._init_params(**{**client._initial_params, **parse_url(complete[0])})
+        super().__init__(client, **kwargs)

@@ -208,6 +208,7 @@ def test_named_exchanges_route_to_the_queue(client: Client) -> None:
     client.producer.publish({"n": 1}, exchange="events", routing_key="run.done", headers={"id": "e1"})
     client.producer.publish({"n": 2}, exchange="events", routing_key="other", headers={"id": "e2"})
     assert client.take(1) == [{"n": 1}]
+    client.got[0].ack()
     assert client.nothing_comes()
 
 

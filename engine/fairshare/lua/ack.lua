@@ -18,7 +18,7 @@ for i = 2, #ARGV, 3 do
     flow.estimate = measured(flow.estimate, seconds)
     queue.estimate = measured(queue.estimate, seconds)
     save_flow(lane.tenant, flow)
-    if lane.backlog > 0 then redis.call('ZADD', stem .. 'order:' .. lane.tenant, 'XX', flow.tag, flow.name) end
+    if lane.backlog > 0 then move(stem .. 'order:' .. lane.tenant, flow.name, flow.tag) end
     save_lane(lane, 'in_flight', 'tag', 'recent', 'recent_at')
     local dispatchable, became_ready = place(lane, now, queue)
     if became_ready then startable = startable + math.min(dispatchable, 1) end

@@ -6,7 +6,7 @@
 --       [4] messages of a page, about
 -- Returns {next cursor, '0' after the last page; then for each fault: 'I1', tenant, what is wrong}.
 local now, repair = clock(ARGV[1]), ARGV[2] == '1'
-local queue = load_queue(now)
+local queue = repair and load_queue(now)  -- a look changes nothing
 local scanned = redis.call('HSCAN', messages, ARGV[3], 'COUNT', ARGV[4])
 local result = {scanned[1]}
 
@@ -23,7 +23,7 @@ local function mend(id, entry, in_hand)
     dequeue(lane, entry.flow, id)
   else
     if not lane.known then redis.call('ZADD', lanes, 0, lane.tenant) end
-    enqueue(lane, entry.flow, id, entry.score, queue)
+    enqueue(lane, entry.flow, id, entry.score, queue, now)
   end
   save_lane(lane, 'backlog')
   ring(math.min(place(lane, now, queue), 1))

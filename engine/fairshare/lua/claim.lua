@@ -1,8 +1,8 @@
 -- claim: leases the messages that are fairest now.
 --
--- Start-time fair queueing on two levels. The tenant with the smallest start tag S is next; the virtual time becomes
--- S; S grows by estimate / weight. Inside the tenant its flows take turns by the same rule, unweighted. Inside a flow
--- the order is priority, then age. A message moves from list to lease in this one script: there is no moment in which
+-- Start-time fair queueing on two levels. The tenant with the smallest start tag S is next, behind those that have
+-- their first turn; the virtual time becomes S; S grows by estimate / weight. Inside the tenant its flows take turns by
+-- the same rule, unweighted. Inside a flow the order is priority, then age. A message moves from list to lease in this one script: there is no moment in which
 -- it is in neither.
 --
 -- ARGV: [1] time or ''

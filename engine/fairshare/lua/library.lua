@@ -16,14 +16,15 @@
 --   flow:<t>\31<f> zset    id -> score, the waiting messages of one flow. The score is priority * 2^45 + place, the
 --                          place a hybrid clock (tenths of a millisecond, strictly rising in a lane), so a message
 --                          keeps its place when it is taken back, and tells its age
---   order:<t>      zset    flow -> start tag: exactly the flows of the tenant with waiting messages
+--   order:<t>      zset    flow -> its turn: exactly the flows of the tenant with waiting messages
 --   flows:<t>      hash    flow -> "<start tag> <floor> <estimate in seconds>"
 --   lane:<t>       hash    weight, cap (0 = none), rate (runs per second, 0 = none), burst, paused, version (of this
 --                          configuration); in_flight, backlog; tag, floor, flow_time (virtual seconds); tat (GCRA's
 --                          theoretical arrival time); seq (the last place given); recent, recent_at (worker-seconds
 --                          served, decaying with the time constant RECENT)
 --   lanes          zset    tenant -> 0, every lane there is, in the order of its name
---   ready          zset    tenant -> start tag: exactly the tenants with dispatchable work
+--   ready          zset    tenant -> its turn: exactly the tenants with dispatchable work. A turn is the start tag; for
+--                          one that has its first turn, when it came minus FIRST, which is below every tag
 --   throttled      zset    tenant -> when its rate lets it go on: tenants held back by nothing but their rate
 --   leased         hash    id -> token, tenant, flow, charge, estimate, nonce, when claimed, joined by \31
 --   leases         zset    id -> deadline, the same ids as `leased`
@@ -50,6 +51,7 @@ local FIRST_ESTIMATE = 1    -- seconds, before anything was measured
 local RECENT = 300          -- seconds, time constant of "recently served"
 local SETTLED = 30          -- seconds; a publisher gives up well before
 local IDLE = 86400          -- seconds until the flows of an idle tenant are forgotten
+local FIRST = 2 ^ 33        -- seconds; what begins a turn before every start tag, in the order of arrival, until 2242
 
 -- The time in seconds: as given, or that of Redis.
 local function clock(given)
@@ -139,17 +141,40 @@ local function room(lane)
   return lane.backlog
 end
 
--- Where one that was idle begins: at the virtual time, so that idling earns no credit; or with the first in line, when
--- that one was charged too much and is owed service: a newcomer is never behind it.
-local function beginning(key, virtual_time)
-  local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]
-  return first and math.min(virtual_time, tonumber(first)) or virtual_time
+-- Puts one that was idle, a lane or a flow, in line. It begins at the virtual time, so that idling earns no credit; or
+-- with the first in line, when that one was charged too much and is owed service. One that has used more than that
+-- takes its turn by its tag. One that has not has its first turn before all others, after those that came before it:
+-- so what others are owed, and how wrong their estimates are, never delays it. Returns whether its tag was lifted: then
+-- the caller saves `tag` and `floor`.
+local function join(key, member, one, virtual_time, now)
+  local from = virtual_time
+  if one.tag <= from then
+    local first = redis.call('ZRANGEBYSCORE', key, 0, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
+    if first then from = math.min(from, tonumber(first)) end
+  end
+  if one.tag > from then
+    redis.call('ZADD', key, one.tag, member)
+    return false
+  end
+  redis.call('ZADD', key, now - FIRST, member)
+  if one.tag == from then return false end
+  one.tag, one.floor = from, from
+  return true
 end
 
--- Puts the lane where its numbers say: into `ready`, into `throttled`, or into neither. One that becomes ready begins
--- as above, or later if it owes service. `was_ready` may be left out.
--- Returns how many of its messages are dispatchable, and whether it became ready just now.
-local function place(lane, now, queue, was_ready)
+-- Moves one that is in line to where its tag says now, unless its first turn is still to come; false when it is not in
+-- line.
+local function move(key, member, tag)
+  local turn = redis.call('ZSCORE', key, member)
+  if not turn then return false end
+  turn = tonumber(turn)
+  if turn >= 0 and turn ~= tag then redis.call('ZADD', key, tag, member) end
+  return true
+end
+
+-- Puts the lane where its numbers say: into `ready`, into `throttled`, or into neither. `served` says that it has just
+-- had its turn. Returns how many of its messages are dispatchable, and whether it became ready just now.
+local function place(lane, now, queue, served)
   local dispatchable = room(lane)
   if dispatchable < 1 then
     redis.call('ZREM', ready, lane.tenant)
@@ -165,16 +190,13 @@ local function place(lane, now, queue, was_ready)
     end
     redis.call('ZREM', throttled, lane.tenant)
   end
-  if was_ready == nil then was_ready = redis.call('ZSCORE', ready, lane.tenant) end
-  if not was_ready and lane.tag < queue.time then
-    local from = beginning(ready, queue.time)
-    if lane.tag < from then
-      lane.tag, lane.floor = from, from
-      save_lane(lane, 'tag', 'floor')
-    end
+  if served then
+    redis.call('ZADD', ready, lane.tag, lane.tenant)
+  elseif not move(ready, lane.tenant, lane.tag) then
+    if join(ready, lane.tenant, lane, queue.time, now) then save_lane(lane, 'tag', 'floor') end
+    return dispatchable, true
   end
-  redis.call('ZADD', ready, lane.tag, lane.tenant)
-  return dispatchable, not was_ready
+  return dispatchable, false
 end
 
 -- Wakes up to `wanted` idle workers.
@@ -193,18 +215,14 @@ local function next_score(lane, priority, now)
 end
 
 -- Puts a message among the waiting ones of its flow; the caller saves `backlog`.
-local function enqueue(lane, flow_name, id, score, queue)
+local function enqueue(lane, flow_name, id, score, queue, now)
   local key = flow_key(lane.tenant, flow_name)
+  if lane.backlog + lane.in_flight == 0 then redis.call('PERSIST', stem .. 'flows:' .. lane.tenant) end
   redis.call('ZADD', key, score, id)
   lane.backlog = lane.backlog + 1
   if redis.call('ZCARD', key) == 1 then
-    local order, flow = stem .. 'order:' .. lane.tenant, load_flow(lane.tenant, flow_name, queue)
-    local from = flow.tag < lane.flow_time and beginning(order, lane.flow_time) or flow.tag
-    if flow.tag < from then
-      flow.tag, flow.floor = from, from
-      save_flow(lane.tenant, flow)
-    end
-    redis.call('ZADD', order, flow.tag, flow_name)
+    local flow = load_flow(lane.tenant, flow_name, queue)
+    if join(stem .. 'order:' .. lane.tenant, flow_name, flow, lane.flow_time, now) then save_flow(lane.tenant, flow) end
   end
 end
 
@@ -310,12 +328,12 @@ local function give_back(id, lease, entry, now, queue, options)
   if options.seconds then
     local flow = settle(lane, lease, options.seconds, now, queue)
     save_flow(lane.tenant, flow)
-    redis.call('ZADD', stem .. 'order:' .. lane.tenant, 'XX', flow.tag, flow.name)
+    move(stem .. 'order:' .. lane.tenant, flow.name, flow.tag)
   end
   if options.behind then entry.score = next_score(lane, math.floor(entry.score / PRIORITY), now) end
   if options.delivered then entry.deliveries = entry.deliveries + 1 end
   redis.call('HSET', messages, id, pack_entry(entry))
-  enqueue(lane, entry.flow, id, entry.score, queue)
+  enqueue(lane, entry.flow, id, entry.score, queue, now)
   save_lane(lane, 'in_flight', 'backlog', 'tag', 'seq', 'recent', 'recent_at')
   return (place(lane, now, queue))
 end

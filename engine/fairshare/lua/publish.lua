@@ -8,24 +8,23 @@
 local now, again = clock(ARGV[1]), ARGV[2] == '1'
 local queue = load_queue(now)
 local results, added, startable = {}, 0, 0
-for i = 3, #ARGV, 7 do
-  local id, tenant, flow, priority, nonce, words, payload = unpack(ARGV, i, i + 6)
-  local entry = {tenant = tenant, flow = flow, deliveries = 0, nonce = nonce, payload = payload}
-  local known = redis.call('HEXISTS', messages, id) == 1
-    or (again and redis.call('ZSCORE', settled, nonce) and true)
-  if not known then
-    local lane = load_lane(tenant)
-    if not lane.known then redis.call('ZADD', lanes, 0, tenant) end
-    if words ~= '' then configure_lane(lane, words) end
-    entry.score = next_score(lane, tonumber(priority), now)
-    redis.call('HSET', messages, id, pack_entry(entry))
-    enqueue(lane, flow, id, entry.score, queue)
-    save_lane(lane, 'backlog', 'seq')
-    startable = startable + math.min(place(lane, now, queue), 1)
-    added = added + 1
-  end
-  results[#results + 1] = known and 0 or 1
+
+local function add(id, tenant, flow, priority, nonce, words, payload)
+  if again and redis.call('ZSCORE', settled, nonce) then return 0 end
+  local lane = load_lane(tenant)
+  local score = next_score(lane, tonumber(priority), now)
+  local entry = {tenant = tenant, flow = flow, score = score, deliveries = 0, nonce = nonce, payload = payload}
+  if redis.call('HSETNX', messages, id, pack_entry(entry)) == 0 then return 0 end
+  if not lane.known then redis.call('ZADD', lanes, 0, tenant) end
+  if words ~= '' then configure_lane(lane, words) end
+  enqueue(lane, flow, id, score, queue, now)
+  save_lane(lane, 'backlog', 'seq')
+  startable = startable + math.min(place(lane, now, queue), 1)
+  added = added + 1
+  return 1
 end
+
+for i = 3, #ARGV, 7 do results[#results + 1] = add(unpack(ARGV, i, i + 6)) end
 count('published', added)
 count('repeated', #results - added)
 ring(startable)

@@ -2,7 +2,7 @@
 --
 -- ARGV: [1] time or ''
 --       [2] seconds of the lease, from now
---       [3] consumer
+--       [3] consumer, or '' for one that does not consume this queue any more
 --       then for each message: id, token of its lease
 -- Returns {born, then the ids whose lease is not there (any more)}. When `born` is not what the claim returned, Redis
 -- lost its data in between and the consumer registers them again; else their leases ran out and others may have them.
@@ -17,6 +17,8 @@ for i = 4, #ARGV, 2 do
     result[#result + 1] = id
   end
 end
-redis.call('ZADD', stem .. 'workers', now, ARGV[3])
-redis.call('ZREMRANGEBYSCORE', stem .. 'workers', '-inf', now - 10 * seconds)
+if ARGV[3] ~= '' then
+  redis.call('ZADD', stem .. 'workers', now, ARGV[3])
+  redis.call('ZREMRANGEBYSCORE', stem .. 'workers', '-inf', now - 10 * seconds)
+end
 return result

@@ -19,7 +19,7 @@ for i = 2, #ARGV do
       entry.score = next_score(lane, math.floor(entry.score / PRIORITY), now)
       entry.deliveries = entry.deliveries + 1
       redis.call('HSET', messages, id, pack_entry(entry))
-      enqueue(lane, entry.flow, id, entry.score, queue)
+      enqueue(lane, entry.flow, id, entry.score, queue, now)
       save_lane(lane, 'backlog', 'seq')
       startable = startable + math.min(place(lane, now, queue), 1)
     end
