@@ -25,6 +25,7 @@ from structlog.contextvars import bound_contextvars
 import actions
 import triggers
 from engine import fairshare, logs
+from engine.audit import Sealer
 from engine.db import Database
 from engine.errors import Unavailable
 from engine.executor import Executor
@@ -66,6 +67,7 @@ class Services:
     receiver: triggers.Receiver
     executor: Executor
     sweeper: Sweeper
+    sealer: Sealer
 
 
 def services() -> Services:
@@ -96,6 +98,7 @@ def _services(_pid: int) -> Services:
         receiver=triggers.Receiver(database, runs, vault, max_bytes=configured.webhook_max_bytes),
         executor=Executor(Tools(database, vault, registry, evaluator), lease_seconds=configured.lease_seconds),
         sweeper=Sweeper(database, publisher, silent_seconds=configured.lease_seconds * SILENT_SHARE),
+        sealer=Sealer(database),
     )
 
 
@@ -192,9 +195,16 @@ def tick_sweep() -> None:
     services().sweeper.run_once()
 
 
+@app.task(name="fairlane.tick.seal")
+def tick_seal() -> None:
+    """Let the audit vouch for the decryptions that were recorded."""
+    services().sealer.run_once()
+
+
 app.conf.beat_schedule = {
     "schedules": {"task": "fairlane.tick.schedules", "schedule": 1.0},
     "sweep": {"task": "fairlane.tick.sweep", "schedule": 2.0},
+    "seal": {"task": "fairlane.tick.seal", "schedule": 10.0},
 }
 
 

@@ -18,12 +18,12 @@ from api import problems
 from api.auth import require_permissions
 from api.edge import Edge
 from api.openapi import Application
-from api.routes import auth, catalog, credentials, health, runs, tenants, webhooks, workflows
+from api.routes import audit, auth, catalog, credentials, health, keys, members, runs, tenants, webhooks, workflows
 from api.services import Services
 from api.throttle import Throttle
 from engine import logs
 
-ROUTERS = (webhooks, auth, tenants, credentials, workflows, runs, catalog, health)
+ROUTERS = (webhooks, auth, tenants, members, keys, audit, credentials, workflows, runs, catalog, health)
 """Webhooks first: routes are tried in this order, and those are the many."""
 
 DESCRIPTION = """

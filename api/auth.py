@@ -8,19 +8,21 @@ Whatever is wrong with a token (forged, expired, another algorithm, no expiry) i
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import jwt
 from fastapi import Depends, FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import iter_route_contexts
 
 from api.services import Services
-from engine import tenancy
+from engine import audit, tenancy
 from engine.db import TenantSession
-from engine.errors import Forbidden, Unauthenticated
+from engine.errors import Forbidden, NotFound, Unauthenticated
 from engine.permissions import Permission
+from engine.ports import Json
 from engine.settings import Settings
 from engine.tenancy import KEY_MARK, Principal
 
@@ -53,6 +55,10 @@ class Call:
         """The one transaction of the request, bound to the caller's organization."""
         return self.services.database.tenant(self.principal.tenant_id)
 
+    def record(self, session: TenantSession, action: str, object_id: str, **data: Json) -> None:
+        """Add to the audit, in the transaction of the change itself, what the caller did."""
+        audit.record(session, self.principal.by, action, object_id, **data)
+
     @property
     def user_id(self) -> str:
         """The person who calls. Raises Forbidden when it is an API key, which stands for no person."""
@@ -61,24 +67,32 @@ class Call:
         return self.principal.user_id
 
 
-def issue_token(settings: Settings, *, user_id: str, tenant_id: str) -> str:
-    """A login token for one organization."""
+def issue_token(settings: Settings, *, user_id: str, tenant_id: str, version: int = 0) -> str:
+    """A login token for one organization. It holds as long as the user's tokens are of that version."""
     now = datetime.now(UTC)
-    claims = {"user_id": user_id, "tenant_id": tenant_id, "iat": now, "exp": now + settings.token_ttl}
+    claims: dict[str, Any] = {"user_id": user_id, "tenant_id": tenant_id, "iat": now, "exp": now + settings.token_ttl}
+    if version:
+        claims["ver"] = version
     return jwt.encode(claims, settings.secret_key.get_secret_value(), algorithm=ALGORITHM)
 
 
-def authenticate(services: Services, *, authorization: str | None, tenant_id: str | None) -> Principal:
+def authenticate(
+    services: Services, *, authorization: str | None, tenant_id: str | None, ip: str | None = None
+) -> Principal:
     """Who sends these headers; `tenant_id` is ``X-Tenant-ID``. Raises Unauthenticated, Forbidden ``not_a_member``."""
     scheme, _, credential = (authorization or "").partition(" ")
     credential = credential.strip()
     if scheme.lower() != "bearer" or not credential:
         raise Unauthenticated("Send the header Authorization: Bearer with a login token or an API key.")
     if credential.startswith(KEY_MARK):
-        return _key_holder(services, credential, tenant_id)
-    user, home = _claims(services.settings, credential)
+        return replace(_key_holder(services, credential, tenant_id), ip=ip)
+    claims = _claims(services.settings, credential)
+    wanted = tenant_id or claims["tenant_id"]
     with services.database.system() as session:
-        return tenancy.caller_by_token(session, user_id=user, tenant_id=tenant_id or home)
+        caller = tenancy.caller_by_token(
+            session, user_id=claims["user_id"], tenant_id=wanted, version=claims.get("ver", 0)
+        )
+    return replace(caller, ip=ip)
 
 
 def _key_holder(services: Services, secret: str, tenant_id: str | None) -> Principal:
@@ -89,8 +103,8 @@ def _key_holder(services: Services, secret: str, tenant_id: str | None) -> Princ
     return principal
 
 
-def _claims(settings: Settings, token: str) -> tuple[str, str]:
-    """The user and organization that a genuine token names."""
+def _claims(settings: Settings, token: str) -> dict[str, Any]:
+    """What a genuine token says: user_id and tenant_id, not empty, and perhaps ``ver``."""
     try:
         claims = jwt.decode(
             token, settings.secret_key.get_secret_value(), algorithms=[ALGORITHM], options={"require": ["exp"]}
@@ -102,7 +116,7 @@ def _claims(settings: Settings, token: str) -> tuple[str, str]:
     for claim in ("tenant_id", "user_id"):
         if not isinstance(claims.get(claim), str) or not claims[claim]:
             raise Unauthenticated(f"Invalid {claim} in token", code="invalid_token")
-    return claims["user_id"], claims["tenant_id"]
+    return dict(claims)
 
 
 class _May:
@@ -114,16 +128,55 @@ class _May:
     async def __call__(self, request: Request) -> Call:
         call: Call = request.state.call  # set by Route; without it the request fails, closed
         if self.permission not in call.principal.permissions:
-            have = (
-                f"role {call.principal.role}" if call.principal.role else f"scopes {', '.join(call.principal.scopes)}"
-            )
-            raise Forbidden(f"This needs the permission {self.permission}, which the {have} does not give.")
+            raise _lacking(self.permission, call.principal)
         return call
+
+
+class _Inside(_May):
+    """The same for the organization in the path, which need not be the one of the token."""
+
+    def __init__(self, permission: Permission, *, or_self: bool) -> None:
+        super().__init__(permission)
+        self._or_self = or_self
+
+    async def __call__(self, request: Request) -> Call:
+        call: Call = request.state.call
+        there = await run_in_threadpool(self._there, call, request.path_params["tenant_id"])
+        oneself = self._or_self and request.path_params["user_id"] == there.user_id
+        if self.permission not in there.permissions and not oneself:
+            raise _lacking(self.permission, there)
+        return replace(call, principal=there)
+
+    @staticmethod
+    def _there(call: Call, tenant_id: str) -> Principal:
+        if tenant_id == call.principal.tenant_id:
+            return call.principal
+        try:
+            with call.services.database.system() as session:
+                return tenancy.caller_in(session, call.principal, tenant_id)
+        except Forbidden as error:
+            if error.error_code != "not_a_member":
+                raise
+        raise NotFound(f"There is no organization {tenant_id}.")
+
+
+def _lacking(permission: Permission, principal: Principal) -> Forbidden:
+    have = f"role {principal.role}" if principal.role else f"scopes {', '.join(principal.scopes)}"
+    return Forbidden(f"This needs the permission {permission}, which the {have} does not give.")
 
 
 def may(permission: Permission) -> Any:
     """``Annotated[Call, may(Permission.X)]``: the parameter by which a route gets its call and names its permission."""
     return Depends(_May(permission))
+
+
+def inside(permission: Permission, *, or_self: bool = False) -> Any:
+    """`may` for routes under ``/api/tenants/{tenant_id}``: the call is made in that organization.
+
+    Who does not belong to it is told that there is none. With `or_self`, a member may always do it to ``{user_id}``
+    when that is themselves.
+    """
+    return Depends(_Inside(permission, or_self=or_self))
 
 
 def permission_of(route: Any) -> Permission | None:

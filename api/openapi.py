@@ -21,26 +21,35 @@ CODES: Mapping[str, tuple[int, str]] = {
     "unauthenticated": (401, "There is no token."),
     "invalid_token": (401, "The token or API key is forged, unknown or revoked."),
     "token_expired": (401, "Log in again."),
+    "token_revoked": (401, "You have logged out everywhere; log in again."),
     "bad_credentials": (401, "Email or password is wrong."),
     "bad_signature": (401, "The webhook is not signed with the secret of its trigger, or too old."),
     "forbidden": (403, "Your role, or the scopes of the API key, do not allow it."),
     "not_a_member": (403, "You are not a member of the organization that X-Tenant-ID names."),
     "tenant_suspended": (403, "The organization is suspended."),
+    "organizations_off": (403, "Organizations are not switched on for you yet."),
+    "invite_for_another_email": (403, "The invitation is for another email than yours."),
     "needs_person": (403, "An API key cannot do this."),
     "not_found": (404, "There is no such thing, or it belongs to another organization."),
+    "invite_not_found": (404, "There is no such invitation: it was used, revoked or sent again."),
     "method_not_allowed": (405, "The address does not know this method."),
     "conflict": (409, "It is not possible in the state that the thing is in."),
     "email_taken": (409, "There is an account with this email."),
+    "already_member": (409, "Who is invited belongs to the organization already."),
+    "last_owner": (409, "An organization has an owner; make somebody else one first."),
     "credential_exists": (409, "There is a credential of this name."),
     "credential_in_use": (409, "Workflows use the credential; `workflows` names them."),
     "version_conflict": (409, "Somebody else saved a newer version of the workflow."),
     "workflow_inactive": (409, "The workflow is switched off; the detail says why."),
     "run_finished": (409, "The run has ended already."),
     "run_not_waiting": (409, "The run is in a worker's hands, or has ended."),
+    "invite_expired": (410, "The invitation has expired; ask for another."),
     "too_large": (413, "The body is too large."),
     "unsupported_media_type": (415, "The body is neither JSON nor, for a workflow, YAML."),
     "invalid_input": (422, "Something in the input is wrong; `errors` has a JSON pointer and a sentence for each."),
     "unknown_action": (422, "The older form names an action that there is not."),
+    "request_timeout": (408, "The body did not come within half a minute."),
+    "too_many_requests": (429, "Too many of these; wait as long as Retry-After says."),
     "too_many_attempts": (429, "Too many failed logins; wait as long as Retry-After says."),
     "internal": (500, "Our fault. The log has more under `request_id`."),
     "credential_unreadable": (500, "A stored secret does not decrypt; replace it."),
@@ -51,7 +60,15 @@ CODES: Mapping[str, tuple[int, str]] = {
 
 SELF_SUFFICIENT = frozenset({"/healthz", "/metrics", "/api/workflow-schema"})
 """What needs neither Postgres nor Redis."""
-CLOSED = ("unauthenticated", "invalid_token", "token_expired", "forbidden", "not_a_member", "tenant_suspended")
+CLOSED = (
+    "unauthenticated",
+    "invalid_token",
+    "token_expired",
+    "token_revoked",
+    "forbidden",
+    "not_a_member",
+    "tenant_suspended",
+)
 WITH_INPUT = ("invalid_input",)
 TAKES_YAML: dict[str, Any] = {"requestBody": {"content": {"application/yaml": {"schema": {"type": "string"}}}}}
 TAKES_ANYTHING: dict[str, Any] = {"requestBody": {"content": {"*/*": {"schema": {}}}}}

@@ -1,4 +1,6 @@
-"""Slows down whoever guesses passwords: few failed logins per account and address, more per address, per account.
+"""Slows down whoever guesses passwords, or floods a route that is open or costs us something.
+
+Of logins few may fail per account and address, more per account and per address; other things are counted by `spend`.
 
 The counters live in Redis, so all API processes share them; while it does not answer, each process counts for itself,
 which is weaker and never open. An attempt is counted before the password is looked at, so that a burst cannot slip
@@ -58,10 +60,20 @@ class Throttle:
             for key in () if wrong else keys:
                 self._add(key, -1)
 
+    def spend(self, what: str, who: str | None, *, most: int) -> None:
+        """Count one `what` of `who`. Raises QuotaExceeded ``too_many_requests`` for more than `most` in a window."""
+        if self._add(self._key(what, (who or "",)), 1) > most:
+            raise QuotaExceeded(
+                "Too many of these in a few minutes; wait.", code="too_many_requests", retry_after=self._rest()
+            )
+
     def _keys(self, account: str, address: str) -> list[str]:
+        return [self._key("login", part) for part in ((account, address), (account, ""), ("", address))]
+
+    def _key(self, what: str, who: tuple[str, ...]) -> str:
         window = int(self._clock() // WINDOW.total_seconds())
-        parts = ((account, address), (account, ""), ("", address))
-        return [f"fairlane:login:{window}:{hashlib.sha256(repr(part).encode()).hexdigest()[:32]}" for part in parts]
+        name = repr(who).encode("utf-8", "backslashreplace")
+        return f"fairlane:{what}:{window}:{hashlib.sha256(name).hexdigest()[:32]}"
 
     def _rest(self) -> timedelta:
         return timedelta(seconds=WINDOW.total_seconds() - self._clock() % WINDOW.total_seconds())

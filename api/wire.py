@@ -89,8 +89,18 @@ class Route(APIRoute):
 def _call(request: Request) -> Call:
     services: Services = request.app.state.services
     headers = request.headers
-    principal = authenticate(services, authorization=headers.get("authorization"), tenant_id=headers.get("x-tenant-id"))
+    principal = authenticate(
+        services,
+        authorization=headers.get("authorization"),
+        tenant_id=headers.get("x-tenant-id"),
+        ip=address_of(request),
+    )
     return Call(services, principal)
+
+
+def address_of(request: Request) -> str | None:
+    """Where the request comes from; behind a proxy that uvicorn trusts, what that proxy says."""
+    return request.client.host if request.client else None
 
 
 def _readable(request: Request) -> Request:

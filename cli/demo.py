@@ -19,7 +19,7 @@ from pathlib import Path
 import actions
 import triggers
 from embedded.files import write_private
-from engine import connections, passwords, tenancy
+from engine import api_keys, connections, passwords, tenancy
 from engine.db import Database, Row, SystemSession, TenantSession
 from engine.definition import load, parse
 from engine.errors import Forbidden, NotFound, Unauthenticated
@@ -87,7 +87,7 @@ def ensure(settings: Settings, file: Path, *, receiver: str) -> Demo:
             key_fits = _fits(session, known.api_key, tenant["id"])
             with session.acting_for(tenant["id"]) as own:
                 if not key_fits:
-                    _, secret = tenancy.create_key(own, name=ORGANIZATION, scopes=SCOPES, created_by=user_id)
+                    _, secret = api_keys.create(own, name=ORGANIZATION, scopes=SCOPES, created_by=user_id)
                     known = replace(known, api_key=secret)
                 _ensure_credential(own, vault, user_id)
                 saver = _Saver(own, workflows, registry, Author(user_id, user_id), known.receiver, receiver)

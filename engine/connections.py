@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from engine import ids
 from engine.db import Row, TenantSession, dump_json
 from engine.errors import Conflict, Fault, InvalidInput, NotFound
+from engine.ports import Action
 from engine.repository import credential_uses
 from engine.repository import credentials as stored
 from engine.templates import pointer
@@ -85,7 +86,7 @@ def get(session: TenantSession, credential_id: str) -> Row:
 def delete(session: TenantSession, credential_id: str, *, actions: Sequence[str], force: bool) -> None:
     """Remove it. `actions` are those of its service. Raises NotFound, or Conflict ``credential_in_use``."""
     row = get(session, credential_id)
-    users = [] if force else credential_uses.workflows(session, row["name"], service=row["service"], actions=actions)
+    users = [] if force else uses(session, row, actions=actions)
     if users:
         names = ", ".join(f"{user['name']!r} ({user['id']})" for user in users)
         raise Conflict(
@@ -94,6 +95,16 @@ def delete(session: TenantSession, credential_id: str, *, actions: Sequence[str]
             workflows=users,
         )
     stored.delete(session, credential_id)
+
+
+def uses(session: TenantSession, credential: Row, *, actions: Sequence[str]) -> list[Row]:
+    """Id and name of the workflows that would stop working without it, by name; `actions` are those that need it."""
+    return credential_uses.workflows(session, credential["name"], service=credential["service"], actions=actions)
+
+
+def needing(actions: Mapping[str, Action], service: str) -> list[str]:
+    """The names of the actions that do not work without a credential of the service."""
+    return [action.name for action in actions.values() if action.service == service and action.credential_required]
 
 
 def _place(path: Sequence[str | int]) -> str:

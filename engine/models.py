@@ -75,11 +75,12 @@ def _one_of(column: str, values: Any) -> str:
 
 
 def _in_tenant(*, name: str, target: str, columns: tuple[str, ...], keys: tuple[str, ...]) -> ForeignKeyConstraint:
-    """A foreign key that cannot leave the tenant."""
+    """A foreign key that cannot leave the tenant, and follows when a workflow moves to another."""
     return ForeignKeyConstraint(
         ("tenant_id", *columns),
         [f"{target}.{key}" for key in ("tenant_id", *keys)],
         name=name,
+        onupdate="CASCADE",
         ondelete="CASCADE",
     )
 
@@ -109,9 +110,13 @@ tenants = Table(
     Column("status", Text, nullable=False, server_default="active"),
     Column("limits", JSONB, nullable=False, server_default=text("'{}'::jsonb"), doc="what differs from the plan"),
     Column("limits_version", BigInteger, nullable=False, server_default="0"),
+    Column("organizations", Boolean, nullable=False, server_default=text("true"), doc="see `engine.rollout`"),
     _moment("created_at", now=True),
+    _moment("deleted_at"),
+    _moment("erase_after"),
     CheckConstraint(_one_of("status", ("active", "suspended", "deleted")), name="status"),
     Index("ix_tenants_plan_id", "plan", "id"),
+    Index("ix_tenants_erase_after", "erase_after", postgresql_where=text("erase_after IS NOT NULL")),
     # Besides, the tenant role may UPDATE the column `name`: an organization changes neither its plan nor its limits.
     info=_tenant_info(visible=f"id = {CURRENT_TENANT}", grants=("SELECT",)),
 )
@@ -123,6 +128,7 @@ users = Table(
     Column("email", Text, nullable=False, unique=True),
     Column("password_hash", Text, nullable=False),
     Column("tenant_id", Text, ForeignKey("tenants.id", name="fk_users_tenant_id")),
+    Column("token_version", Integer, nullable=False, server_default="0", doc="tokens of an older one are refused"),
     _moment("created_at", now=True),
     Index("ix_users_tenant_id", "tenant_id"),
     Index("ix_users_lower_email", func.lower(text("email"))),
@@ -366,10 +372,18 @@ invites = Table(
     _moment("created_at", now=True),
     _moment("expires_at", nullable=False),
     _moment("accepted_at"),
+    Column("accepted_by", Text),
     _moment("revoked_at"),
     _of_tenant("invites"),
     CheckConstraint(_one_of("role", ROLES), name="role"),
     Index("ix_invites_tenant_id_email", "tenant_id", "email"),
+    Index(
+        "uq_invites_pending",
+        "tenant_id",
+        func.lower(text("email")),
+        unique=True,
+        postgresql_where=text("accepted_at IS NULL AND revoked_at IS NULL"),
+    ),
     info=_tenant_info(),
 )
 
@@ -392,21 +406,41 @@ api_keys = Table(
     info=_tenant_info(),
 )
 
+# A trigger sets number, time and hashes, under a lock of the tenant; another refuses to change a row.
 audit = Table(
     "audit",
     metadata,
     _tenant_id(primary_key=True),
-    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("id", BigInteger, primary_key=True, autoincrement=False, doc="counts from 1 in each tenant"),
     _moment("at", now=True),
-    Column("actor", Text, nullable=False, doc="user, API key or run"),
+    Column("actor", Text, nullable=False, doc="user, API key or operator"),
     Column("action", Text, nullable=False, doc="object.verb, such as credential.created"),
     Column("object", Text),
     Column("ip", Text),
     Column("data", JSONB),
-    Column("previous_hash", LargeBinary),
-    Column("hash", LargeBinary),
+    Column("previous_hash", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
     _of_tenant("audit"),
+    Index("ix_audit_tenant_id_object", "tenant_id", "object", "id"),
     info=_tenant_info(grants=APPEND_GRANTS),
+)
+
+decryptions = Table(
+    "decryptions",
+    metadata,
+    _tenant_id(primary_key=True),
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
+    Column("credential_id", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("step_id", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("sealed_by", BigInteger, doc="the row of the audit that vouches for it"),
+    _of_tenant("decryptions"),
+    Index("ix_decryptions_unsealed", "tenant_id", postgresql_where=text("sealed_by IS NULL")),
+    Index("ix_decryptions_tenant_id_credential_id", "tenant_id", "credential_id", "id"),
+    # Besides, the tenant role may INSERT every column but id, at and sealed_by; the system role UPDATE the last.
+    info=_tenant_info(grants=("SELECT",)),
 )
 
 # The execution log of the multi-user system; ours is `execution_logs`.

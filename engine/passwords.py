@@ -15,7 +15,10 @@ from pwdlib.exceptions import UnknownHashError
 from pwdlib.hashers.argon2 import Argon2Hasher
 from pwdlib.hashers.bcrypt import BcryptHasher
 
+from engine.common_passwords import COMMON_PASSWORDS
+
 MINIMUM_LENGTH = 8
+_KEYBOARD = "1234567890 abcdefghijklmnopqrstuvwxyz qwertyuiop asdfghjkl zxcvbnm 01234567890123456789"
 MAXIMUM_LENGTH = 1024
 BCRYPT_BYTES = 72
 """bcrypt never looked further; its library refuses more instead of cutting, as the one that made the old hashes did."""
@@ -34,6 +37,18 @@ class Verdict:
 
 
 WRONG = Verdict(right=False)
+
+
+def weakness(password: str, *, email: str = "") -> str | None:
+    """Why nobody should choose this password: a common one, or one that says whose it is. None when it may be."""
+    plain = password.casefold().strip()
+    if plain in COMMON_PASSWORDS:
+        return "is one of the passwords that are tried first; choose another"
+    if len(set(plain)) <= 2 or plain in _KEYBOARD or plain in _KEYBOARD[::-1]:
+        return "is too regular; choose another"
+    if plain in (email.casefold(), email.casefold().partition("@")[0]):
+        return "is your email; choose another"
+    return None
 
 
 def hash_password(password: str) -> str:

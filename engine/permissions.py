@@ -38,6 +38,7 @@ class Permission(StrEnum):
     WORKFLOWS_READ = "workflows:read"
     RUNS_READ = "runs:read"
     CREDENTIALS_READ = "credentials:read"
+    MEMBERS_READ = "members:read"
     WORKFLOWS_WRITE = "workflows:write"
     RUNS_WRITE = "runs:write"
     CREDENTIALS_WRITE = "credentials:write"
@@ -48,7 +49,12 @@ class Permission(StrEnum):
 
 
 _EVERYBODY = frozenset({Permission.CATALOG_READ, Permission.TENANT_READ})
-_VIEWER = _EVERYBODY | {Permission.WORKFLOWS_READ, Permission.RUNS_READ, Permission.CREDENTIALS_READ}
+_VIEWER = _EVERYBODY | {
+    Permission.WORKFLOWS_READ,
+    Permission.RUNS_READ,
+    Permission.CREDENTIALS_READ,
+    Permission.MEMBERS_READ,
+}
 _MEMBER = _VIEWER | {Permission.WORKFLOWS_WRITE, Permission.RUNS_WRITE}
 _ADMIN = _MEMBER | {
     Permission.CREDENTIALS_WRITE,
@@ -72,6 +78,28 @@ SCOPES: Mapping[Scope, frozenset[Permission]] = {
     Scope.CREDENTIALS_WRITE: _EVERYBODY | {Permission.CREDENTIALS_READ, Permission.CREDENTIALS_WRITE},
     Scope.ADMIN: _ADMIN,
 }
+
+MEANINGS: Mapping[Permission, str] = {
+    Permission.CATALOG_READ: "see which actions there are",
+    Permission.TENANT_READ: "see the organization itself",
+    Permission.WORKFLOWS_READ: "see workflows, their versions, and what a run would do",
+    Permission.RUNS_READ: "see runs, their steps and their log",
+    Permission.CREDENTIALS_READ: "see which credentials there are and where they are used, never a secret",
+    Permission.MEMBERS_READ: "see who belongs to the organization",
+    Permission.WORKFLOWS_WRITE: "make, change, switch and delete workflows, with any credential of the organization",
+    Permission.RUNS_WRITE: "start, cancel and replay runs",
+    Permission.CREDENTIALS_WRITE: "make, replace and delete credentials",
+    Permission.MEMBERS_MANAGE: "invite people, change roles below or like one's own, remove members",
+    Permission.KEYS_MANAGE: "make, see and revoke API keys that may no more than oneself",
+    Permission.AUDIT_READ: "read the audit, and which run had which credential decrypted",
+    Permission.TENANT_WRITE: "rename the organization",
+}
+"""A few words for each; shown by the API, by ``fairlane tenants roles`` and in docs/organizations.md."""
+
+
+def may_hand_out(permissions: frozenset[Permission], role: str) -> bool:
+    """Whether who has these may give that role to somebody, or take it away: nobody hands out more than they have."""
+    return permissions >= of_role(role)
 
 
 def of_role(role: str) -> frozenset[Permission]:

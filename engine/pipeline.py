@@ -125,7 +125,14 @@ def _unlock(execution: Execution, action: Action, session: TenantSession, vault:
     name = execution.step.credential
     if action.service is None or (name is None and not action.credential_required):
         return execution
-    rows = credentials.for_step(session, name=name, service=action.service)
+    rows = credentials.for_step(
+        session,
+        name=name,
+        service=action.service,
+        run_id=execution.run.run_id,
+        step_id=execution.step.id,
+        attempt=execution.attempt,
+    )
     row = _the_one(rows, action=action, name=name)
     secret = vault.open(session, row)
     return replace(execution, credential=secret, redact=Redactor(secret.get_secret_value()))

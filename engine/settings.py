@@ -11,10 +11,13 @@ import base64
 import binascii
 import ipaddress
 import os
+import re
 from datetime import timedelta
+from email.utils import parseaddr
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -50,6 +53,16 @@ class Settings(BaseSettings):
     webhook_max_bytes: int = Field(default=1024 * 1024, gt=0, description="largest webhook body, bytes")
     metrics_tenant_limit: int = Field(default=50, ge=0, description="tenants that get a label of their own")
     log_format: Literal["console", "json"] = Field(default="console", description="how log lines look")
+    organizations: Literal["new", "all"] = Field(
+        default="all", description="who has organizations: new sign-ups and who was let in, or all"
+    )
+    smtp_url: SecretStr | None = Field(
+        default=None, description="where invitations are mailed through: smtp://user:password@host:587, or smtps://"
+    )
+    mail_from: str = Field(default="Fairlane <fairlane@localhost>", description="the sender of mails")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="comma-separated origins whose pages may call the API, such as https://app.example.com"
+    )
     token_ttl: timedelta = Field(default=timedelta(days=7), description="how long a login token holds, seconds")
     database_pool_size: int = Field(default=10, gt=0, description="connections to Postgres per process")
     lease_seconds: float = Field(default=30.0, gt=0, description="how long a dead worker's runs stay its own")
@@ -88,6 +101,30 @@ class Settings(BaseSettings):
         items = _split(value)
         for item in items if isinstance(items, tuple) else ():
             _check_network(item)
+        return items
+
+    @field_validator("smtp_url")
+    @classmethod
+    def _smtp_only(cls, url: SecretStr | None) -> SecretStr | None:
+        parts = urlsplit(url.get_secret_value()) if url is not None else None
+        if parts is not None and (parts.scheme not in ("smtp", "smtps") or not parts.hostname):
+            raise ValueError("want smtp://[user:password@]host[:port], or smtps:// for TLS from the first byte")
+        return url
+
+    @field_validator("mail_from")
+    @classmethod
+    def _one_sender(cls, text: str) -> str:
+        if "@" not in parseaddr(text)[1] or not text.isprintable():
+            raise ValueError("want an address such as Fairlane <fairlane@example.com>")
+        return text
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: Any) -> Any:
+        items = _split(value)
+        for item in items if isinstance(items, tuple) else ():
+            if not re.fullmatch(r"https?://[^/?#*@\s]+", item):
+                raise ValueError(f"{item!r} is not an origin such as https://app.example.com")
         return items
 
     @field_validator("service_urls", mode="before")

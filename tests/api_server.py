@@ -22,7 +22,7 @@ import actions
 from api.app import create_app
 from api.auth import issue_token
 from embedded.ports import free_port
-from engine import fairshare, passwords, tenancy
+from engine import api_keys, fairshare, passwords, tenancy
 from engine.db import Database
 from engine.expressions import Evaluator
 from engine.ports import PollMessage, Publisher, RunMessage
@@ -199,7 +199,7 @@ class Api:
     def key(self, tenant_id: str, *scopes: str, **more: Any) -> httpx.Client:
         """Calls with a new API key of the organization."""
         with self.services.database.tenant(tenant_id) as session:
-            _, secret = tenancy.create_key(session, name="a key", scopes=scopes, **more)
+            _, secret = api_keys.create(session, name="a key", scopes=scopes, **more)
         return self.client(secret)
 
 

@@ -12,6 +12,7 @@ from api.paging import Page
 from api.schemas import Credential, CredentialBody, CredentialRotation, Listed
 from api.wire import Route
 from engine import connections
+from engine.db import Row
 from engine.errors import Fault, InvalidInput
 from engine.permissions import Permission
 from engine.repository import credentials as stored
@@ -36,7 +37,7 @@ def create(body: CredentialBody, call: Writer) -> Any:
     """Store a secret for workflows to use. Its data is checked against the service's schema of GET /api/actions."""
     connections.check(body.data, call.services.actions.credential_schema(body.service))
     with call.transaction() as session:
-        return connections.create(
+        row = connections.create(
             session,
             call.services.vault,
             service=body.service,
@@ -44,6 +45,8 @@ def create(body: CredentialBody, call: Writer) -> Any:
             data=body.data,
             user_id=call.principal.user_id,
         )
+        call.record(session, "credential.created", row["id"], **_described(row))
+        return row
 
 
 @router.put("/{credential_id}", response_model=Credential, responses=refusals("not_found"))
@@ -57,7 +60,9 @@ def rotate(credential_id: str, body: CredentialRotation, call: Writer) -> Any:
                     [Fault(f"/{field}", f"is {row[field]!r} and cannot change; make another credential")]
                 )
         connections.check(body.data, call.services.actions.credential_schema(row["service"]))
-        return connections.replace(session, call.services.vault, credential_id, body.data)
+        replaced = connections.replace(session, call.services.vault, credential_id, body.data)
+        call.record(session, "credential.replaced", credential_id, **_described(replaced))
+        return replaced
 
 
 @router.delete(
@@ -71,9 +76,11 @@ def delete(
     """Delete a credential. Refused while a workflow uses it, unless forced."""
     with call.transaction() as session:
         row = connections.get(session, credential_id)
-        users = [
-            action.name
-            for action in call.services.actions.values()
-            if action.service == row["service"] and action.credential_required
-        ]
+        users = connections.needing(call.services.actions, row["service"])
         connections.delete(session, credential_id, actions=users, force=force)
+        call.record(session, "credential.deleted", credential_id, **_described(row))
+
+
+def _described(row: Row) -> Row:
+    """What the audit says of a credential beside its id; the fingerprint tells secrets apart and nothing of them."""
+    return {"service": row["service"], "name": row["name"], "fingerprint": row["fingerprint"]}

@@ -93,6 +93,8 @@ def cancel(run_id: str, call: Writer) -> Any:
         run = existing(session, run_id)
         if not ended and run["status"] != RunState.CANCELLED:
             raise Conflict(f"The run {run_id} has {run['status']} already.", code="run_finished")
+        if ended:
+            call.record(session, "run.cancelled", run_id, workflow_id=run["workflow_id"])
         return run
 
 

@@ -71,6 +71,7 @@ def create(body: WorkflowBody, call: Writer, request: Request) -> Any:
         workflow = sent.read(call.services)
         with call.transaction() as session:
             row = call.services.workflows.create(session, workflow, author=_author(call), legacy=sent.legacy)
+            call.record(session, "workflow.created", row["id"], name=row["name"])
             return _shown(session, call, row)
 
 
@@ -101,6 +102,7 @@ def update(workflow_id: str, body: WorkflowChange, call: Writer, request: Reques
                 legacy=sent.legacy,
                 expected_version=body.version,
             )
+            call.record(session, "workflow.saved", workflow_id, name=row["name"], version=row["version"])
             return _shown(session, call, row)
 
 
@@ -112,6 +114,7 @@ def patch(workflow_id: str, body: WorkflowPatch, call: Writer) -> Any:
             call.services.workflows.rename(session, workflow_id, body.name)
         if body.is_active is not None:
             call.services.workflows.set_active(session, workflow_id, body.is_active)
+        call.record(session, "workflow.changed", workflow_id, **body.model_dump(exclude_none=True))
         return _shown(session, call, call.services.workflows.get(session, workflow_id))
 
 
@@ -120,6 +123,7 @@ def delete(workflow_id: str, call: Writer) -> None:
     """Delete a workflow. Its runs stay to be read; those that wait are cancelled."""
     with call.transaction() as session:
         call.services.workflows.delete(session, workflow_id)
+        call.record(session, "workflow.deleted", workflow_id)
 
 
 @router.get("/{workflow_id}/versions", response_model=Listed[Version], responses=refusals("not_found"))
@@ -174,7 +178,9 @@ def release(workflow_id: str, call: Starter) -> Any:
     """Let the runs go on that were held because one poll found very many new items at once."""
     with call.transaction() as session:
         call.services.workflows.get(session, workflow_id)
-        return {"released": call.services.runs.release_held(session, workflow_id)}
+        released = call.services.runs.release_held(session, workflow_id)
+        call.record(session, "workflow.runs_released", workflow_id, runs=released)
+        return {"released": released}
 
 
 def _author(call: Call) -> Author:

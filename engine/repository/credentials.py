@@ -138,9 +138,22 @@ def all_with_keys(session: TenantSession) -> list[Row]:
     return session.rows(_WITH_KEY.where(credentials.c.ciphertext.is_not(None)))
 
 
-def for_step(session: TenantSession, *, name: str | None, service: str | None) -> list[Row]:
-    """The credentials that a step may mean: by its name, or those of its service (at most two: more is ambiguous)."""
-    return session.query("credential_for_step", name=name, service=service)
+def for_step(
+    session: TenantSession, *, name: str | None, service: str | None, run_id: str, step_id: str, attempt: int
+) -> list[Row]:
+    """The credentials that a step may mean: by its name, or those of its service (at most two: more is ambiguous).
+
+    When it is one, and of the service, it is recorded that this attempt of the step has it decrypted.
+    """
+    return session.query(
+        "credential_for_step",
+        tenant_id=session.tenant_id,
+        name=name,
+        service=service,
+        run_id=run_id,
+        step_id=step_id,
+        attempt=attempt,
+    )
 
 
 def names(session: TenantSession) -> Mapping[str, str]:

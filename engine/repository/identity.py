@@ -1,4 +1,4 @@
-"""Users, organizations, memberships and API keys: who somebody is, and where they belong.
+"""Users and organizations: who somebody is, and where they belong.
 
 Most of this looks across tenants, because finding out who is calling comes before there is a tenant; hence the
 `SystemSession`.
@@ -6,28 +6,19 @@ Most of this looks across tenants, because finding out who is calling comes befo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
-
 import sqlalchemy as sa
 
 from engine.db import Row, SystemSession, TenantSession
-from engine.models import api_keys, memberships, tenants, users
+from engine.models import memberships, tenants, users
 
-TENANT = (tenants.c.id, tenants.c.name, tenants.c.plan, tenants.c.status, tenants.c.created_at)
-
-KEY = (
-    api_keys.c.id,
-    api_keys.c.name,
-    api_keys.c.prefix,
-    api_keys.c.scopes,
-    api_keys.c.created_by,
-    api_keys.c.created_at,
-    api_keys.c.expires_at,
-    api_keys.c.last_used_at,
-    api_keys.c.revoked_at,
+TENANT = (
+    tenants.c.id,
+    tenants.c.name,
+    tenants.c.plan,
+    tenants.c.status,
+    tenants.c.created_at,
+    tenants.c.organizations,
 )
-"""What may be shown of a key: nothing of its secret but the first characters."""
 
 
 def caller_by_user(session: SystemSession, user_id: str, tenant_id: str) -> Row | None:
@@ -51,7 +42,7 @@ def lock_email(session: SystemSession, email: str) -> None:
 def account(session: SystemSession, email: str) -> Row | None:
     """The user of that email: spelled exactly so, else in any case; with the password's hash."""
     statement = (
-        sa.select(users.c.id, users.c.email, users.c.password_hash, users.c.tenant_id)
+        sa.select(users.c.id, users.c.email, users.c.password_hash, users.c.tenant_id, users.c.token_version)
         .where(sa.func.lower(users.c.email) == sa.func.lower(email))
         .order_by((users.c.email == email).desc(), users.c.created_at, users.c.id)
         .limit(1)
@@ -111,41 +102,37 @@ def rename_tenant(session: TenantSession, name: str) -> Row | None:
     return session.row(statement)
 
 
-def insert_key(
-    session: TenantSession,
-    *,
-    key_id: str,
-    name: str,
-    prefix: str,
-    secret_hash: bytes,
-    scopes: Sequence[str],
-    created_by: str | None,
-    expires_at: datetime | None,
-) -> Row:
-    """The key as it may be shown."""
+def set_organizations(session: SystemSession, tenant_id: str, on: bool) -> bool:
+    """Whether the organization has the features of `engine.rollout`; False when there is no such organization."""
     statement = (
-        sa.insert(api_keys)
-        .values(
-            tenant_id=session.tenant_id,
-            id=key_id,
-            name=name,
-            prefix=prefix,
-            secret_hash=secret_hash,
-            scopes=list(scopes),
-            created_by=created_by,
-            expires_at=expires_at,
-        )
-        .returning(*KEY)
-    )
-    return dict(session.execute(statement).mappings().one())
-
-
-def revoke_key(session: TenantSession, key_id: str) -> bool:
-    """From now on it opens nothing; False when there is no such key that still does."""
-    statement = (
-        sa.update(api_keys)
-        .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
-        .values(revoked_at=sa.func.now())
-        .returning(api_keys.c.id)
+        sa.update(tenants)
+        .where(tenants.c.id == tenant_id, tenants.c.status != "deleted")
+        .values(organizations=on)
+        .returning(tenants.c.id)
     )
     return session.row(statement) is not None
+
+
+def forget_home(session: SystemSession, user_id: str, tenant_id: str) -> None:
+    """The user has left: logins no longer lead there."""
+    session.execute(
+        sa.update(users).where(users.c.id == user_id, users.c.tenant_id == tenant_id).values(tenant_id=None)
+    )
+
+
+def token_version(session: SystemSession, user_id: str) -> int | None:
+    """Which login tokens of the user hold: those of this version. None when there is no such user."""
+    row = session.row(sa.select(users.c.token_version).where(users.c.id == user_id))
+    return None if row is None else int(row["token_version"])
+
+
+def revoke_tokens(session: SystemSession, user_id: str) -> int:
+    """No login token that the user has holds any more; the version of those that are issued from now on."""
+    statement = (
+        sa.update(users)
+        .where(users.c.id == user_id)
+        .values(token_version=users.c.token_version + 1)
+        .returning(users.c.token_version)
+    )
+    version: int = session.execute(statement).scalar_one()
+    return version

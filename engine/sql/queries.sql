@@ -87,13 +87,22 @@ FROM workflow_versions v JOIN workflows w ON w.tenant_id = v.tenant_id AND w.id 
 WHERE v.tenant_id = :tenant_id AND v.workflow_id = :workflow_id AND v.version = :version;
 
 -- name: credential_for_step
--- Why ciphertext and key in one statement: rotation may replace both between two.
-SELECT c.id, c.name, c.service_name AS service, c.ciphertext, c.key_version, c.broken_reason, k.master_key_id, k.wrapped
-FROM credentials c
-LEFT JOIN data_keys k ON k.tenant_id = c.tenant_id AND k.version = c.key_version
-WHERE (:name::text IS NOT NULL AND c.name = :name) OR (:name::text IS NULL AND c.service_name = :service)
-ORDER BY c.id
-LIMIT 2;
+-- Why ciphertext and key in one statement: rotation may replace both between two. Why it also writes: what a step is
+-- given is recorded in the transaction that gives it, and costs no round trip.
+WITH found AS (
+    SELECT c.id, c.name, c.service_name AS service, c.ciphertext, c.key_version, c.broken_reason, k.master_key_id,
+           k.wrapped
+    FROM credentials c
+    LEFT JOIN data_keys k ON k.tenant_id = c.tenant_id AND k.version = c.key_version
+    WHERE (:name::text IS NOT NULL AND c.name = :name) OR (:name::text IS NULL AND c.service_name = :service)
+    ORDER BY c.id
+    LIMIT 2
+), recorded AS (
+    INSERT INTO decryptions (tenant_id, credential_id, run_id, step_id, attempt)
+    SELECT :tenant_id, id, :run_id, :step_id, :attempt FROM found
+    WHERE (SELECT count(*) FROM found) = 1 AND service = :service
+)
+SELECT * FROM found ORDER BY id;
 
 -- name: due_triggers
 -- Why SKIP LOCKED: any number of beats take different rows, and a row is advanced in the transaction that fires it.
@@ -134,7 +143,7 @@ RETURNING r.tenant_id, r.id, r.workflow_id, r.priority, r.status, r.attempt, due
 
 -- name: caller_by_user
 -- Why outer joins: no row means no such user, a row without a role means no member; the caller is told which.
-SELECT u.email, m.role, t.status AS tenant_status, t.name AS tenant_name
+SELECT u.email, u.token_version, m.role, t.status AS tenant_status, t.name AS tenant_name
 FROM users u
 LEFT JOIN tenants t ON t.id = :tenant_id AND t.status <> 'deleted'
 LEFT JOIN memberships m ON m.tenant_id = t.id AND m.user_id = u.id

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from api.throttle import PER_ACCOUNT_AND_ADDRESS
 from engine import models
-from engine.repository import identity
+from engine.repository import api_keys, identity
 from tests.api_server import PASSWORD, Api, running_api, services_for, settings_for
 
 
@@ -350,7 +350,7 @@ def test_a_key_that_is_unknown_expired_or_revoked_opens_nothing(api: Api) -> Non
     revoked = api.key(owner.tenant_id, "admin")
     key_id = revoked.get("/api/me").json()["key"]["id"]
     with api.services.database.tenant(owner.tenant_id) as session:
-        assert identity.revoke_key(session, key_id)
+        assert api_keys.revoke(session, key_id)
     for client in (expired, revoked, api.client("fl_" + "0" * 64), api.client("fl_")):
         answer = client.get("/api/me")
         assert answer.status_code == 401

@@ -71,6 +71,12 @@ class Reader:
             return
         body = answer.json()
         found = {"TOKEN": body.get("token"), "RUN": body.get("run_id")}
+        if "invite" in body:
+            found = {"INVITE": body["invite"]["id"], "INVITE_TOKEN": body["token"]}
+        if "secret" in body:
+            found["KEY"] = body["key"]["id"]
+        if body.get("items") and "user_id" in body["items"][-1]:
+            found["MEMBER"] = body["items"][-1]["user_id"]
         match str(body.get("id", "")).partition("_")[0]:
             case "wf":
                 first = self.known.setdefault("WORKFLOW", body["id"])
@@ -80,7 +86,7 @@ class Reader:
         if "run" in body:
             found["WAITING_RUN"] = body["run"]["id"]
         if "tenant" in body and "token" in body:
-            found["TENANT"] = body["tenant"]["id"]
+            found["TENANT"] = self.known.get("TENANT", body["tenant"]["id"])
         self.known |= {name: value for name, value in found.items() if value is not None}
 
 

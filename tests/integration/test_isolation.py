@@ -39,6 +39,8 @@ INSERT INTO invites (id, tenant_id, email, role, token_hash, expires_at)
 INSERT INTO api_keys (id, tenant_id, name, prefix, secret_hash, scopes)
     VALUES ('key_{t}', '{t}', 'k', 'fl_', '{t}'::bytea, '{{}}');
 INSERT INTO audit (tenant_id, actor, action) VALUES ('{t}', 'user_{t}', 'x.y');
+INSERT INTO decryptions (tenant_id, credential_id, run_id, step_id, attempt)
+    VALUES ('{t}', 'cred_{t}', 'run_{t}', 's', 1);
 INSERT INTO logs (id, workflow_id, tenant_id, status) VALUES ('log_{t}', 'wf_{t}', '{t}', 'success');
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -14,6 +15,7 @@ from engine.repository import credentials
 from engine.vault import MasterKeyRing, Vault
 
 OLD, NEW = {"old": b"1" * 32}, {"new": b"2" * 32, "old": b"1" * 32}
+STEP: dict[str, Any] = {"run_id": "run_1", "step_id": "s", "attempt": 1}
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def _store(session: TenantSession, vault: Vault, name: str, secret: str) -> None
 
 def _open(database: Database, vault: Vault, tenant: str, name: str) -> str:
     with database.tenant(tenant) as session:
-        (row,) = credentials.for_step(session, name=name, service=None)
+        (row,) = credentials.for_step(session, name=name, service=None, **STEP)
         secret: str = vault.open(session, row).get_secret_value()["api_key"]
     return secret
 
@@ -48,7 +50,7 @@ def test_what_was_sealed_opens_again_and_is_masked_when_printed(database: Databa
     with database.tenant("a") as session:
         _store(session, vault, "x", "hush-hush")
     with database.tenant("a") as session:
-        (row,) = credentials.for_step(session, name="x", service=None)
+        (row,) = credentials.for_step(session, name="x", service=None, **STEP)
         secret = vault.open(session, row)
     assert secret.get_secret_value() == {"api_key": "hush-hush"}
     assert "hush" not in f"{secret!r} {secret}"

@@ -15,9 +15,9 @@ OURS = {*ROOMS, "tasks", "celeryconfig"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 60
 
 PURE = {
-    "cel_child", "cel_pool", "cel_source", "cel_wire", "definition", "definition_checks", "definition_faults",
-    "document_text", "durations", "errors", "expressions", "ids", "legacy_form", "passwords", "permissions", "ports",
-    "redaction", "retry", "states", "templates", "workflow",
+    "cel_child", "cel_pool", "cel_source", "cel_wire", "common_passwords", "definition", "definition_checks",
+    "definition_faults", "document_text", "durations", "errors", "expressions", "ids", "legacy_form", "passwords",
+    "permissions", "ports", "redaction", "retry", "states", "templates", "workflow",
 }  # fmt: skip
 IO = ["settings", "logs", "metrics", "sql", "db", "models", "repository", "vault"]
 SERVICES: dict[str, set[str]] = {
@@ -29,7 +29,13 @@ SERVICES: dict[str, set[str]] = {
     "runs": {"quotas"},
     "sweeper": set(),
     "workflows": {"runs"},
-    "tenancy": set(),
+    "audit": set(),
+    "tenancy": {"audit"},
+    "members": {"audit", "tenancy"},
+    "invites": {"audit", "members", "tenancy"},
+    "api_keys": {"audit", "tenancy"},
+    "rollout": {"audit"},
+    "mail": set(),
     "connections": set(),
     "plans": set(),
     "dry_run": {"execution", "pipeline"},
