@@ -15,7 +15,7 @@ from cli.options import DEFAULT_DATA, AsJson, Data, TenantId, group
 from cli.output import fail, show_items, show_json, show_record
 from cli.progress import progress
 from engine import plans, ports
-from engine.errors import NotFound
+from engine.errors import Conflict, NotFound
 from engine.fairshare import Fault, Lane
 from engine.repository import plans as stored
 
@@ -114,8 +114,9 @@ def _faults(here: Installation) -> list[Fault]:
     first = [*here.lanes.check(), *(fault for fault, _ in _differences(here))]
     if not first:
         return []
-    second = {*here.lanes.check(), *(fault for fault, _ in _differences(here))}
-    return [fault for fault in first if fault in second]
+    second = [*here.lanes.check(), *(fault for fault, _ in _differences(here))]
+    seen = {(fault.invariant, fault.tenant) for fault in first}
+    return [fault for fault in second if (fault.invariant, fault.tenant) in seen]
 
 
 def _repaired(here: Installation) -> list[Fault]:
@@ -125,7 +126,7 @@ def _repaired(here: Installation) -> list[Fault]:
     left = {fault for fault, _ in _differences(here)} & wrong.keys()
     if left:
         names = ", ".join(sorted(fault.tenant for fault in left)[:10])
-        raise NotFound(
+        raise Conflict(
             f"The lanes of {names} know a newer configuration than Postgres has: this Redis belongs to another "
             "database. Stop the workers, empty it, and start them again; the runs are published anew."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from redis.exceptions import RedisError
 from cli.installation import Installation, opened
 from cli.options import DEFAULT_DATA, AsJson, Data, OfTenant, group
 from cli.output import fail, show_items, show_json, show_record, warn
-from cli.paging import pages
+from cli.paging import PAGE, pages
 from engine.db import Row
 from engine.durations import parse_duration
 from engine.errors import NotFound
@@ -91,14 +92,22 @@ def list_(
     """List runs, the newest first."""
     wanted = RunFilter(tenant_id=tenant, workflow_id=workflow, statuses=status or (), since=since)
     with opened(data) as here:
-        found = pages(
-            here.database,
-            lambda session, last, count: operator.runs_listed(
-                session, wanted, before=last["id"] if last else None, limit=count
-            ),
-            limit=limit or None,
-        )
+        found = _listed(here, wanted, limit or None)
         show_items(found, COLUMNS, as_json=as_json, none="There are no such runs.")
+
+
+def _listed(here: Installation, wanted: RunFilter, limit: int | None) -> Iterator[Row]:
+    if wanted.tenant_id is None and (limit is None or limit > PAGE):
+        with here.database.system() as session:
+            yield from operator.every_run(session, wanted, limit=limit)
+        return
+    yield from pages(
+        here.database,
+        lambda session, last, count: operator.runs_listed(
+            session, wanted, before=last["id"] if last else None, limit=count
+        ),
+        limit=limit,
+    )
 
 
 @app.command()

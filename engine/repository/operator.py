@@ -1,12 +1,13 @@
 """What an operator asks across all tenants: who they are, what runs, and which keys their secrets are under.
 
-Everything here is read for one person at a time. Pages are read by key, so that a list of any length costs no more than
-its page; hence the `SystemSession`, and the look at one tenant after the other where an index begins with the tenant.
+Everything here is read for one person at a time, hence the `SystemSession`. Pages are read by key, so that a list of
+any length costs no more than its page. Where every index begins with the tenant, a short list over all tenants asks
+one tenant after the other, and a long one reads the table once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,6 +17,8 @@ import sqlalchemy as sa
 from engine.db import Row, SystemSession
 from engine.models import credentials, data_keys, memberships, runs, tenants, workflows
 from engine.states import RunState
+
+BATCH = 1000
 
 TENANT = (tenants.c.id, tenants.c.name, tenants.c.plan, tenants.c.status, tenants.c.created_at)
 
@@ -106,13 +109,7 @@ def runs_listed(session: SystemSession, wanted: RunFilter, *, before: str | None
     The newest of each tenant are read by the primary key, then merged: an index over the runs of all tenants would
     cost every insert, and only this would use it.
     """
-    of_tenant = sa.select(*RUN).where(runs.c.tenant_id == tenants.c.id).order_by(runs.c.id.desc()).limit(limit)
-    if wanted.workflow_id is not None:
-        of_tenant = of_tenant.where(runs.c.workflow_id == wanted.workflow_id)
-    if wanted.statuses:
-        of_tenant = of_tenant.where(runs.c.status.in_([status.value for status in wanted.statuses]))
-    if wanted.since is not None:
-        of_tenant = of_tenant.where(runs.c.queued_at >= wanted.since)
+    of_tenant = _select_runs(wanted).where(runs.c.tenant_id == tenants.c.id).limit(limit)
     if before is not None:
         of_tenant = of_tenant.where(runs.c.id < before)
     newest = of_tenant.lateral("newest")
@@ -120,6 +117,24 @@ def runs_listed(session: SystemSession, wanted: RunFilter, *, before: str | None
     if wanted.tenant_id is not None:
         statement = statement.where(tenants.c.id == wanted.tenant_id)
     return session.rows(statement)
+
+
+def every_run(session: SystemSession, wanted: RunFilter, *, limit: int | None = None) -> Iterator[Row]:
+    """The newest first, out of one statement, while the transaction is open; memory holds a batch of them."""
+    statement = _select_runs(wanted).limit(limit).execution_options(yield_per=BATCH)
+    for row in session.execute(statement).mappings():
+        yield dict(row)
+
+
+def _select_runs(wanted: RunFilter) -> sa.Select[Any]:
+    statement = sa.select(*RUN).order_by(runs.c.id.desc())
+    if wanted.workflow_id is not None:
+        statement = statement.where(runs.c.workflow_id == wanted.workflow_id)
+    if wanted.statuses:
+        statement = statement.where(runs.c.status.in_([status.value for status in wanted.statuses]))
+    if wanted.since is not None:
+        statement = statement.where(runs.c.queued_at >= wanted.since)
+    return statement
 
 
 def tenant_of_run(session: SystemSession, run_id: str) -> str | None:

@@ -82,7 +82,7 @@ def test_a_list_is_narrowed_by_organization_workflow_state_and_time(world: World
         assert world.fairlane("runs", "list", *wrong).code == 2
 
 
-def test_a_list_longer_than_a_page_is_whole(world: World) -> None:
+def test_a_list_longer_than_a_page_is_whole_of_one_organization_and_of_all(world: World) -> None:
     with world.parts.database.system() as session:
         session.execute(
             sa.text(
@@ -95,7 +95,11 @@ def test_a_list_longer_than_a_page_is_whole(world: World) -> None:
     listed = world.listed("--limit", "0")
     assert listed == sorted(listed, reverse=True)
     assert len(listed) == 506
-    assert len(world.listed("--limit", "450")) == 450
+    assert world.listed("--limit", "450") == listed[:450]
+    of_acme = world.listed("--limit", "0", "--tenant", "acme")
+    assert of_acme == sorted(of_acme, reverse=True)
+    assert len(of_acme) == 253
+    assert len(world.listed("--limit", "0", "--status", "queued")) == 504
     assert len(world.listed()) == 100
 
 
