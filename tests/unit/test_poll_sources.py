@@ -223,7 +223,9 @@ def test_what_is_no_feed_is_said_to_be_none(body: bytes) -> None:
     assert feed_child.read_feed(body, {}) == {"problem": "it is neither RSS nor Atom"}
 
 
-texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=30).map(lambda text: f"x{text}x")
+characters = st.characters(max_codepoint=0x7F) | st.characters(min_codepoint=0x100)
+texts = st.text(characters.filter(str.isprintable), max_size=30).map(lambda text: f"x{text}x")
+"""Without the upper half of Latin-1: feedparser mends what looks like UTF-8 that was taken for Latin-1."""
 
 
 @settings(deadline=None)
