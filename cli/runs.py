@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -16,9 +16,10 @@ from cli.paging import PAGE, pages
 from engine.db import Row
 from engine.durations import parse_duration
 from engine.errors import NotFound
-from engine.ports import RunMessage
-from engine.repository import operator, read_runs, runs
+from engine.ports import PollMessage, RunMessage
+from engine.repository import operator, read_runs
 from engine.repository.operator import RunFilter
+from engine.runs import Runs
 from engine.states import RunState
 
 app = group("Runs: what ran, what waits, and ending one.")
@@ -160,16 +161,30 @@ def cancel(
 
 def _cancel(here: Installation, run_id: str, tenant_id: str) -> bool:
     with here.database.tenant(tenant_id) as session:
-        before = runs.cancel(session, run_id)
         row = read_runs.get(session, run_id)
+        ended = Runs(LeftToSweeper()).cancel(session, run_id)
     if row is None:
         raise _no_run(run_id)
-    if before is None and row["status"] != RunState.CANCELLED:
+    if not ended and row["status"] != RunState.CANCELLED:
         fail(f"{run_id} has ended already: {row['status']}.")
         return False
     _take_from_lane(here, tenant_id, row)
-    typer.echo(f"{run_id} is cancelled; it was {before}." if before else f"{run_id} was cancelled before.")
+    typer.echo(f"{run_id} is cancelled; it was {row['status']}." if ended else f"{run_id} was cancelled before.")
     return True
+
+
+class LeftToSweeper:
+    """The `engine.ports.Publisher` of a command: what it queues is in Postgres, and the sweeper publishes it."""
+
+    def publish(self, messages: Iterable[RunMessage]) -> None:
+        """Nothing to do: the sweeper looks for what the broker does not hold every few seconds."""
+
+    def publish_poll(self, message: PollMessage) -> None:
+        """Nothing to do: a poll that is not published falls due again."""
+
+    def holds(self, message_ids: Sequence[str]) -> set[str]:  # noqa: ARG002
+        """None of them, as far as this one knows."""
+        return set()
 
 
 def _take_from_lane(here: Installation, tenant_id: str, run: Row) -> None:
