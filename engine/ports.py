@@ -121,7 +121,7 @@ class PollSource(Protocol):
 
 
 Lane: TypeAlias = Mapping[str, float]
-"""What Postgres says of a tenant's lane, made by ``lane_config``: weight, cap, rate, burst, paused (1 or 0) and version.
+"""What Postgres says of a tenant's lane (``lane_config``): weight, cap, rate, burst, paused (1 or 0) and version.
 
 It travels with every message, so that a broker that lost its data knows the lanes again. An older version changes
 nothing.

@@ -23,7 +23,8 @@ INSERT INTO plans (name, limits, limits_version) VALUES
     ('enterprise', '{"weight": 4, "max_workflows": null, "max_executions_per_month": null,
                "max_concurrent_runs": 200, "max_runs_per_minute": null, "max_queued_runs": null,
                "max_members": null, "max_credentials": null,
-               "max_run_seconds": 14400, "min_poll_interval": 10, "log_retention_days": 365}', nextval('limits_version'))
+               "max_run_seconds": 14400, "min_poll_interval": 10, "log_retention_days": 365}',
+     nextval('limits_version'))
 """
 
 # One second's worth of runs may start at once; 0 means no cap, no rate.
