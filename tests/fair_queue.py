@@ -51,7 +51,7 @@ class FairQueue:
         return Counter(self.take() for _ in range(number))
 
     def attend(self) -> None:
-        """Be known as a worker, although nothing may be there to take."""
+        """Become known as a worker, soon, without taking anything."""
         Queue("runs", channel=self.channel).consume(callback=lambda _: None, no_ack=False)
 
     def reject(self, number: int) -> None:

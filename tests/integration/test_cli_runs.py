@@ -13,6 +13,7 @@ from engine.fairshare import Lanes
 from tests.command_line import DOWN, CommandLine, configured
 from tests.engine_parts import Parts, parts_for
 from tests.fair_queue import FairQueue, fair_queue
+from tests.fairshare_waiting import until
 
 
 @dataclass
@@ -124,11 +125,12 @@ def _waits_for(world: World, run_id: str, **variables: str) -> str | None:
     return reason
 
 
-def test_a_queued_run_says_what_it_waits_for(world: World) -> None:
+def test_a_queued_run_says_what_it_waits_for(world: World, redis_url: str) -> None:
     _send(world, *world.of_beta)
     first, second, last = world.of_beta
     assert _waits_for(world, first) == "no_worker"
     world.queue.attend()
+    until(lambda: not Lanes(redis_url).no_worker, what="the worker's first sign of life")
     assert _waits_for(world, first) == "fair_turn"
     world.fairlane.fine("tenants", "set-limit", "beta", "max_concurrent_runs", "1")
     assert world.queue.take() == "beta"
