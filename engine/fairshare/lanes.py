@@ -144,18 +144,11 @@ class Lanes:
 
         `only_known` leaves out tenants that the queue never heard of. O(tenants), in batches.
         """
-        changed, tenants = 0, list(configurations)
+        changed, tenants, known = 0, list(configurations), "1" if only_known else ""
         for start in range(0, len(tenants), PAGE):
-            batch = tenants[start : start + PAGE]
-            told = self._known(batch) if only_known else batch
-            words = [(name(tenant), lane_words(configurations[tenant])) for tenant in told]
-            commands = [self._operation("configure", "", *pair) for pair in words]
-            changed += sum(self._wire.call(*commands)) if commands else 0
+            words = [(name(tenant), lane_words(configurations[tenant])) for tenant in tenants[start : start + PAGE]]
+            changed += sum(self._wire.call(*(self._operation("configure", "", *pair, known) for pair in words)))
         return changed
-
-    def _known(self, tenants: Sequence[str]) -> list[str]:
-        scores = self._wire.call(("ZMSCORE", f"{self._keys.stem}lanes", *map(name, tenants)))[0]
-        return [tenant for tenant, score in zip(tenants, scores, strict=True) if score is not None]
 
     def pause(self, tenant: str) -> bool:
         """Starts nothing more of this tenant; what is in flight goes on. False when it is paused already.

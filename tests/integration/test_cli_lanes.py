@@ -98,6 +98,7 @@ def test_a_whole_queue_passes_the_check(fairlane: CommandLine, queue: FairQueue)
 def test_a_broken_queue_is_named_and_repaired(fairlane: CommandLine, queue: FairQueue, client: redis.Redis) -> None:
     fairlane.fine("lanes", "resume", "acme")
     queue.publish("acme", 3)
+    fairlane.fine("lanes", "list")
     client.zrem("{runs}:ready", "acme")
     assert queue.take() is None
     broken = fairlane("lanes", "check", "--json")
