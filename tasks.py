@@ -30,6 +30,7 @@ from engine.db import Database
 from engine.errors import Unavailable
 from engine.executor import Executor
 from engine.expressions import Evaluator
+from engine.leaving import Eraser
 from engine.pipeline import Tools
 from engine.ports import Lane, PollMessage, RunMessage
 from engine.runs import Runs
@@ -68,6 +69,7 @@ class Services:
     executor: Executor
     sweeper: Sweeper
     sealer: Sealer
+    eraser: Eraser
 
 
 def services() -> Services:
@@ -99,6 +101,7 @@ def _services(_pid: int) -> Services:
         executor=Executor(Tools(database, vault, registry, evaluator), lease_seconds=configured.lease_seconds),
         sweeper=Sweeper(database, publisher, silent_seconds=configured.lease_seconds * SILENT_SHARE),
         sealer=Sealer(database),
+        eraser=Eraser(database, forget_lane=lanes.drain),
     )
 
 
@@ -201,10 +204,17 @@ def tick_seal() -> None:
     services().sealer.run_once()
 
 
+@app.task(name="fairlane.tick.erase")
+def tick_erase() -> None:
+    """Erase organizations whose grace period is over."""
+    services().eraser.run_once()
+
+
 app.conf.beat_schedule = {
     "schedules": {"task": "fairlane.tick.schedules", "schedule": 1.0},
     "sweep": {"task": "fairlane.tick.sweep", "schedule": 2.0},
     "seal": {"task": "fairlane.tick.seal", "schedule": 10.0},
+    "erase": {"task": "fairlane.tick.erase", "schedule": 60.0},
 }
 
 

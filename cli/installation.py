@@ -6,6 +6,7 @@ that of a configured database is only looked at, because changing it is `fairlan
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from cli import commands, schema
 from cli.output import warn
 from cli.progress import progress
 from embedded import ensure
+from engine.audit import Actor
 from engine.db import Database
 from engine.errors import Unavailable
 from engine.fairshare import Lanes
@@ -47,7 +49,14 @@ def opened(data: Path) -> Iterator[Installation]:
         database = Database(settings.database_url, pool_size=2)
         stack.callback(database.close)
         lanes = Lanes(settings.redis_url)
-        yield Installation(settings, database, lanes, Plans(database, Book(lanes), untold=_say_untold))
+        yield Installation(
+            settings, database, lanes, Plans(database, Book(lanes), untold=_say_untold, by=operator_here())
+        )
+
+
+def operator_here() -> Actor:
+    """Who types the command, as audits name them."""
+    return Actor(f"operator:{getpass.getuser()}")
 
 
 class Book:

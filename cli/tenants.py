@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cli import limits
+from cli import limits, organizations
 from cli.installation import Installation, opened
 from cli.options import DEFAULT_DATA, AsJson, Data, TenantId, group
 from cli.output import show_items, show_json, show_record, warn
@@ -18,7 +18,7 @@ from engine.plans import DEFAULT, TenantLimits
 from engine.repository import identity, operator
 from engine.repository.operator import TenantFilter
 
-app = group("Organizations: their plans and limits, and whether they may run.")
+app = group("Organizations: their plans and limits, their people, and whether they may run.")
 
 COLUMNS: dict[str, Any] = {
     "id": lambda row: row["id"],
@@ -146,6 +146,9 @@ def resume(tenant: TenantId, data: Data = DEFAULT_DATA, as_json: AsJson = False)
         own = _report_now(here, tenant, f"{tenant} is active.", as_json=as_json)
     if own.paused:
         warn(f"Its lane is still paused: `fairlane lanes resume {tenant}` opens it.")
+
+
+organizations.add_to(app)
 
 
 def _report_now(here: Installation, tenant_id: str, sentence: str, *, as_json: bool) -> TenantLimits:

@@ -50,6 +50,18 @@ def join(session: TenantSession, by: Actor, user_id: str, role: str) -> bool:
     return joined
 
 
+def set_role(session: TenantSession, by: Actor, user_id: str, role: str) -> None:
+    """The same as `change_role` for an operator, who may give any role. Raises NotFound, Conflict ``last_owner``."""
+    owners, member = stored.lock_owners(session), stored.get(session, user_id)
+    if member is None:
+        raise NotFound(f"There is no member {user_id} in the organization.")
+    if list(owners) == [user_id] and role != Role.OWNER:
+        raise _last_owner()
+    if member["role"] != role:
+        stored.set_role(session, user_id, role)
+        audit.record(session, by, "member.role_changed", user_id, before=member["role"], after=role)
+
+
 def _changeable(session: TenantSession, caller: Principal, user_id: str, *, keeps_owner: bool) -> Row:
     """The member, who stays what they are until the transaction ends."""
     owners = stored.lock_owners(session)
@@ -59,7 +71,9 @@ def _changeable(session: TenantSession, caller: Principal, user_id: str, *, keep
     if user_id != caller.user_id and not may_hand_out(caller.permissions, member["role"]):
         raise Forbidden(f"You cannot change a member who is {member['role']}: that is more than you are.")
     if list(owners) == [user_id] and not keeps_owner:
-        raise Conflict(
-            "This is the only owner of the organization; make somebody else an owner first.", code="last_owner"
-        )
+        raise _last_owner()
     return member
+
+
+def _last_owner() -> Conflict:
+    return Conflict("This is the only owner of the organization; make somebody else an owner first.", code="last_owner")

@@ -19,6 +19,8 @@ import structlog
 from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from engine import audit
+from engine.audit import Actor
 from engine.db import Database, Row, SystemSession
 from engine.errors import Conflict, Fault, InvalidInput, NotFound, Unavailable
 from engine.ports import Lane
@@ -31,6 +33,7 @@ MOST_IN_LANE = 1_000_000
 UNLIMITED: Final = ("unlimited", "none")
 DEFAULT: Final = "default"
 """Instead of a value: what the plan says."""
+OPERATOR: Final = Actor("operator")
 BATCH = 500
 """Tenants that are read, and lanes that are told, at once."""
 
@@ -143,41 +146,52 @@ def _log_untold(reason: str) -> None:
 
 
 class Plans:
-    """Changes plans and limits. `untold` is given the reason when a change is stored and the lanes do not know it."""
+    """Changes plans and limits. `untold` is given the reason when a change is stored and the lanes do not know it.
 
-    def __init__(self, database: Database, lanes: LaneBook, *, untold: Callable[[str], None] = _log_untold) -> None:
+    What is changed for one tenant stands in its audit, as done by `by`.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        lanes: LaneBook,
+        *,
+        untold: Callable[[str], None] = _log_untold,
+        by: Actor = OPERATOR,
+    ) -> None:
         self._database = database
         self._lanes = lanes
         self._untold = untold
+        self._by = by
 
     def set_plan(self, session: SystemSession, tenant_id: str, name: str) -> None:
         """Put a tenant on a plan; what differs for it stays. Raises NotFound for tenant or plan."""
         get(session, name)
-        self._change_tenant(session, tenant_id, plan=name)
+        self._change_tenant(session, tenant_id, "plan_set", {"plan": name}, plan=name)
 
     def set_limits(self, session: SystemSession, tenant_id: str, values: Mapping[str, float | int | None]) -> None:
         """Let limits of one tenant differ from its plan, by values as `parse_limit` makes them. Raises NotFound."""
-        self._change_tenant(session, tenant_id, overrides=values)
+        self._change_tenant(session, tenant_id, "limits_set", values, overrides=values)
 
     def unset_limits(self, session: SystemSession, tenant_id: str, *names: str) -> None:
         """Let its plan decide again. Raises NotFound."""
-        self._change_tenant(session, tenant_id, without=names)
+        self._change_tenant(session, tenant_id, "limits_unset", {"limits": list(names)}, without=names)
 
     def suspend(self, session: SystemSession, tenant_id: str) -> None:
         """Begin nothing more for a tenant and let nobody in; what waits stays. Raises NotFound."""
-        self._change_tenant(session, tenant_id, status="suspended")
+        self._change_tenant(session, tenant_id, "suspended", status="suspended")
 
     def resume(self, session: SystemSession, tenant_id: str) -> None:
         """Undo `suspend`. Raises NotFound."""
-        self._change_tenant(session, tenant_id, status="active")
+        self._change_tenant(session, tenant_id, "resumed", status="active")
 
     def pause_lane(self, session: SystemSession, tenant_id: str) -> None:
         """Begin no more runs of a tenant; they are accepted and wait. Outlives Redis. Raises NotFound."""
-        self._change_tenant(session, tenant_id, overrides=stored.PAUSED)
+        self._change_tenant(session, tenant_id, "lane_paused", overrides=stored.PAUSED)
 
     def resume_lane(self, session: SystemSession, tenant_id: str) -> None:
         """Undo `pause_lane`. Raises NotFound."""
-        self._change_tenant(session, tenant_id, without=tuple(stored.PAUSED))
+        self._change_tenant(session, tenant_id, "lane_resumed", without=tuple(stored.PAUSED))
 
     def change_plan(self, session: SystemSession, name: str, values: Mapping[str, float | int | None]) -> None:
         """Change limits of a plan, for all its tenants at once. Raises NotFound."""
@@ -210,10 +224,13 @@ class Plans:
             told += self._lanes.configure_many(lanes, only_known=True)
             after = next(reversed(lanes))
 
-    def _change_tenant(self, session: SystemSession, tenant_id: str, **change: Any) -> None:
+    def _change_tenant(
+        self, session: SystemSession, tenant_id: str, what: str, data: Mapping[str, Any] | None = None, **change: Any
+    ) -> None:
         stored.lock(session)
         if not stored.change_tenant(session, tenant_id, **change):
             raise _no_tenant(tenant_id)
+        audit.record_for(session, tenant_id, self._by, f"tenant.{what}", tenant_id, **(data or {}))
         session.after_commit(partial(self._or_leave, partial(self.tell, tenant_id)))
 
     def _or_leave(self, tell: Callable[[], int]) -> None:

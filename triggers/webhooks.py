@@ -4,7 +4,7 @@
 executed whatever dies next. When Postgres does not answer it raises Unavailable, nothing is stored, and the sender may
 repeat; with the same ``webhook-id`` there is one run, however often and from how many sides it is sent.
 
-Cost: one transaction of four round trips; whose workflow it is, is remembered (it never changes).
+Cost: one transaction of four round trips; whose workflow it is, is remembered (it hardly ever changes).
 """
 
 from __future__ import annotations
@@ -76,6 +76,17 @@ class Receiver:
         if len(delivery.body) > self._max_bytes:
             raise TooLarge(f"The body has {len(delivery.body)} bytes; at most {self._max_bytes} are taken.")
         tenant_id = self._tenant_of(delivery.workflow_id)
+        try:
+            return self._receive(tenant_id, delivery)
+        except NotFound:
+            # It is gone, or has moved to another organization since it was looked up.
+            now = self._find_tenant(delivery.workflow_id)
+            if now == tenant_id:
+                raise
+            self._tenant_of.cache_clear()
+            return self._receive(now, delivery)
+
+    def _receive(self, tenant_id: str, delivery: Delivery) -> Started:
         headers = _by_lower_name(delivery.headers)
         with self._database.tenant(tenant_id) as session:
             target = _webhook(stored.webhook_target(session, delivery.workflow_id), delivery.workflow_id)

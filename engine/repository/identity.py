@@ -97,6 +97,11 @@ def tenant(session: TenantSession) -> Row | None:
     return session.row(sa.select(*TENANT).where(tenants.c.id == session.tenant_id))
 
 
+def tenant_by_id(session: SystemSession, tenant_id: str) -> Row | None:
+    """Any organization that is not deleted."""
+    return session.row(sa.select(*TENANT).where(tenants.c.id == tenant_id, tenants.c.status != "deleted"))
+
+
 def rename_tenant(session: TenantSession, name: str) -> Row | None:
     statement = sa.update(tenants).where(tenants.c.id == session.tenant_id).values(name=name).returning(*TENANT)
     return session.row(statement)

@@ -107,7 +107,7 @@ def delete(session: TenantSession, workflow_id: str) -> None:
 
 
 def tenant_of(session: SystemSession, workflow_id: str) -> str | None:
-    """Whose workflow it is: the sender of a webhook names nothing else. Never changes."""
+    """Whose workflow it is: the sender of a webhook names nothing else. Changes only when it moves."""
     row = session.row(sa.select(workflows.c.tenant_id).where(workflows.c.id == workflow_id))
     return None if row is None else str(row["tenant_id"])
 

@@ -36,8 +36,11 @@ SERVICES: dict[str, set[str]] = {
     "api_keys": {"audit", "tenancy"},
     "rollout": {"audit"},
     "mail": set(),
+    "leaving": {"audit"},
+    "archive": {"audit"},
+    "moving": {"audit", "workflows"},
     "connections": set(),
-    "plans": set(),
+    "plans": {"audit"},
     "dry_run": {"execution", "pipeline"},
 }
 """A service, and the other services that it may import; all may import PURE and I/O."""
