@@ -8,9 +8,13 @@ import subprocess
 
 NOBODY = 65534
 _POWER = "-all,+dac_read_search"
-"""Interpreter and checkout may lie in root's home: reading everything is the one power that this user keeps."""
+"""Interpreter and checkout may lie in root's home: reading everything is the one power that this user keeps.
+
+With the securebit also where a program asks ``access(2)``, which forgets the power otherwise.
+"""
 AS_NOBODY = (
     *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
+    "--securebits=+no_setuid_fixup",
     *(f"--inh-caps={_POWER}", f"--ambient-caps={_POWER}", f"--bounding-set={_POWER}"),
 )
 """What to put before a command that this user shall run."""
