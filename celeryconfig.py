@@ -18,11 +18,12 @@ broker_url = settings().broker_url
 broker_transport_options = {
     "fair_queues": [RUNS],
     "lease": settings().lease_seconds,
-    "socket_timeout": 5,
-    "socket_connect_timeout": 3,
+    "socket_timeout": 2,  # so that no request waits for Redis for more than 3 s, whatever it was doing
+    "socket_connect_timeout": 2,
     "socket_keepalive": True,
     "max_retries": 0,  # a publisher of ours does not wait for Redis; workers reconnect by the settings below
 }
+broker_pool_limit = settings().database_pool_size * 2 + 4  # one for each thread: none waits behind another's timeout
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 

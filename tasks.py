@@ -26,6 +26,7 @@ import actions
 import triggers
 from engine import fairshare, logs
 from engine.audit import Sealer
+from engine.breaker import Breaker
 from engine.db import Database
 from engine.errors import Unavailable
 from engine.executor import Executor
@@ -108,34 +109,22 @@ def _services(_pid: int) -> Services:
 class CeleryPublisher:
     """The `engine.ports.Publisher` over Celery: one task message per run, in its tenant's lane.
 
-    While the broker is down it says so at once for `REST` seconds instead of letting every caller wait for a timeout.
+    Once Redis has not answered, nobody waits for it until it does (`engine.breaker`).
     """
-
-    REST = 2.0
 
     def __init__(self, lanes: fairshare.Lanes) -> None:
         self._lanes = lanes
-        self._resting_until = 0.0
+        self._breaker = Breaker("Redis", failures=(OperationalError, RedisError, OSError), probe=lanes.epoch)
 
     def publish(self, messages: Iterable[RunMessage]) -> None:
         for message in messages:
-            self._guarded(partial(_publish_run, message))
+            self._breaker.call(partial(_publish_run, message))
 
     def publish_poll(self, message: PollMessage) -> None:
-        self._guarded(partial(_publish_poll, message))
+        self._breaker.call(partial(_publish_poll, message))
 
     def holds(self, message_ids: Sequence[str]) -> set[str]:
-        held: set[str] = self._guarded(lambda: self._lanes.holds(message_ids))
-        return held
-
-    def _guarded(self, call: Callable[[], Any]) -> Any:
-        if time.monotonic() < self._resting_until:
-            raise Unavailable("Redis did not answer a moment ago.")
-        try:
-            return call()
-        except (OperationalError, RedisError, OSError) as error:
-            self._resting_until = time.monotonic() + self.REST
-            raise Unavailable(f"Redis does not answer ({error}).") from error
+        return self._breaker.call(lambda: self._lanes.holds(message_ids))
 
 
 def _publish_run(message: RunMessage) -> None:

@@ -30,6 +30,7 @@ SERVICES: dict[str, set[str]] = {
     "sweeper": set(),
     "workflows": {"runs"},
     "audit": set(),
+    "breaker": set(),
     "tenancy": {"audit"},
     "members": {"audit", "tenancy"},
     "invites": {"audit", "members", "tenancy"},
