@@ -28,7 +28,7 @@ from engine import fairshare, logs
 from engine.audit import Sealer
 from engine.breaker import Breaker
 from engine.db import Database
-from engine.errors import Unavailable
+from engine.errors import ConfigurationError, Unavailable
 from engine.executor import Executor
 from engine.expressions import Evaluator
 from engine.leaving import Eraser
@@ -224,6 +224,9 @@ class TickScheduler(BeatScheduler):
     longer than its interval is not started twice.
     """
 
+    producer = None
+    """Celery would connect to the broker for one; the ticks go on without Redis."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._running: dict[str, threading.Thread] = {}
         super().__init__(*args, **kwargs)
@@ -250,6 +253,21 @@ def _tick(name: str, task: str) -> None:
 def _charge_from_here(task_id: str, **_context: Any) -> None:
     """A lane pays for the seconds of work, not for those that a message lay in a worker's hand."""
     fairshare.started(task_id)
+
+
+@signals.worker_init.connect
+@signals.beat_init.connect
+def refuse_leaky_isolation(**_context: Any) -> None:
+    """End the process before it serves anybody when its database would not keep tenants apart.
+
+    A database that does not answer is none yet: everything here waits for it, and `fairlane doctor` looks again.
+    """
+    try:
+        services().database.verify()
+    except Unavailable as error:
+        log.warning("isolation_not_verified", reason=error.detail)
+    except ConfigurationError as error:
+        raise SystemExit(error.detail) from None
 
 
 @signals.setup_logging.connect

@@ -39,6 +39,7 @@ def create_app(services: Services | None = None) -> FastAPI:
 
         services = tasks.services()
         logs.configure(services.settings)
+        tasks.refuse_leaky_isolation()
     settings = services.settings
     app = Application(
         title="Fairlane",

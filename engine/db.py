@@ -221,8 +221,11 @@ class Database:
 
     def verify(self) -> None:
         """Refuse, with one sentence for each fault, a server or roles that would not keep tenants apart."""
-        with self.system() as session:
-            faults = [*_version_faults(session), *_role_faults(session)]
+        try:
+            with self.system() as session:
+                faults = [*_version_faults(session), *_role_faults(session)]
+        except psycopg.errors.InvalidParameterValue as error:
+            raise ConfigurationError("The database has no schema of ours yet; run `fairlane migrate`.") from error
         if faults:
             raise ConfigurationError(" ".join(faults))
 
