@@ -34,6 +34,7 @@ from engine.expressions import Evaluator
 from engine.leaving import Eraser
 from engine.pipeline import Tools
 from engine.ports import Lane, PollMessage, RunMessage
+from engine.resume_links import ResumeLinks
 from engine.runs import Runs
 from engine.settings import Settings, settings
 from engine.sweeper import Sweeper
@@ -65,6 +66,7 @@ class Services:
     publisher: CeleryPublisher
     lanes: fairshare.Lanes
     runs: Runs
+    links: ResumeLinks
     workflows: Workflows
     receiver: triggers.Receiver
     executor: Executor
@@ -88,6 +90,7 @@ def _services(_pid: int) -> Services:
     lanes = fairshare.Lanes(configured.redis_url, queue="runs")
     publisher = CeleryPublisher(lanes)
     runs = Runs(publisher)
+    links = ResumeLinks(configured.secret_key.get_secret_value(), configured.public_url)
     return Services(
         settings=configured,
         database=database,
@@ -97,10 +100,13 @@ def _services(_pid: int) -> Services:
         publisher=publisher,
         lanes=lanes,
         runs=runs,
+        links=links,
         workflows=Workflows(registry, triggers.KINDS, vault),
         receiver=triggers.Receiver(database, runs, vault, max_bytes=configured.webhook_max_bytes),
-        executor=Executor(Tools(database, vault, registry, evaluator), lease_seconds=configured.lease_seconds),
-        sweeper=Sweeper(database, publisher, silent_seconds=configured.lease_seconds * SILENT_SHARE),
+        executor=Executor(
+            Tools(database, vault, registry, evaluator, runs, links), lease_seconds=configured.lease_seconds
+        ),
+        sweeper=Sweeper(database, publisher, runs=runs, silent_seconds=configured.lease_seconds * SILENT_SHARE),
         sealer=Sealer(database),
         eraser=Eraser(database, forget_lane=lanes.drain),
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from actions.connectors import debug, discord, http, openweather, slack
+from actions.connectors import debug, discord, http, openweather, slack, workflow
 from actions.guard import AddressPolicy, parse_url
 from actions.http import DEFAULT_USER_AGENT, GuardedClient
 from engine.errors import ActionError, ConfigurationError
@@ -141,6 +141,7 @@ def builtins(client: GuardedClient, bases: Mapping[str, str]) -> list[Action]:
         debug.Echo(client),
         debug.Sleep(client),
         debug.Fail(client),
+        workflow.Run(client),
     ]
 
 

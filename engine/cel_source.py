@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
-from engine.cel_wire import ROOTS
+from engine.cel_wire import ITEM_ROOTS, ROOTS
 from engine.ports import Json
 
 _TOKEN = re.compile(
@@ -132,6 +132,17 @@ def _key(tokens: Sequence[Token], at: int) -> tuple[Key, int] | None:
 def step_references(source: str) -> set[str]:
     """Ids of the steps that the expression reads, as ``steps.x`` or ``steps["x"]``."""
     return {str(path.keys[0]) for path in paths(source) if path.root == "steps" and path.keys}
+
+
+def item_root(source: str) -> str | None:
+    """``item`` or ``index`` where the expression reads it; a macro's own variable of that name is none."""
+    tokens = _tokens(source)
+    own = {
+        token.text
+        for before, token, after in zip(tokens, tokens[1:], tokens[2:], strict=False)
+        if before.text == "(" and after.text == ","
+    }
+    return next((path.root for path in paths(source) if path.root in ITEM_ROOTS and path.root not in own), None)
 
 
 def needed(sources: Sequence[str], context: Mapping[str, Json]) -> dict[Key, Json]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 import struct
 
-ROOTS = ("trigger", "steps", "run", "workflow")
-"""The names that an expression sees."""
+ROOTS = ("trigger", "steps", "run", "workflow", "item", "index")
+"""The names that an expression sees; the last two in a step that is done for each item."""
+ITEM_ROOTS = ("item", "index")
 
 FRAME = struct.Struct("!I")
 """Length of what follows. A request is JSON: ``["check", sources]`` or ``["eval", sources, context]``."""

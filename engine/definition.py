@@ -5,7 +5,8 @@ what would be right. `load` takes what `canonical` made and was stored, and chec
 path. Nothing here touches a database; the actions and poll sources that exist are handed in.
 
 Steps run in order; `needs: [ids]` makes a step wait for exactly those, `needs: []` for none. A step whose `if` is not
-true is skipped, and what needs it still runs; when a step fails, no further step starts and the run fails.
+true is skipped, and what needs it still runs; when a step fails, no further step starts and the run fails, unless its
+`on_error` says otherwise.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from engine.definition_checks import check_expressions, check_graph, check_step, check_trigger
+from engine.definition_checks import check_concurrency, check_expressions, check_graph, check_step, check_trigger
 from engine.definition_faults import faults_of, suggestion
 from engine.document_text import read_document
 from engine.errors import Fault, InvalidInput
@@ -27,9 +29,12 @@ from engine.ports import Action, Json, PollSource
 from engine.templates import pointer
 from engine.workflow import (
     MAX_STEPS,
+    Concurrency,
     Graph,
+    Interval,
     ManualTrigger,
     Name,
+    OnFailure,
     PollTrigger,
     Retry,
     ScheduleTrigger,
@@ -57,9 +62,18 @@ __all__ = [
     "version_hash",
 ]
 
-_NAME: TypeAdapter[str] = TypeAdapter(Name)
+T = TypeVar("T")
+
 _TRIGGER: TypeAdapter[Trigger] = TypeAdapter(Trigger)
-_KEYS = ("name", "trigger", "steps")
+_CONCURRENCY = TypeAdapter(Concurrency | None)
+_PLAIN: Mapping[str, TypeAdapter[Any]] = {
+    "name": TypeAdapter(Name),
+    "timeout": TypeAdapter(Interval | None),
+    "on_failure": TypeAdapter(OnFailure | None),
+}
+"""Keys of which the shape is all that there is to check."""
+_REQUIRED = ("name", "trigger", "steps")
+_KEYS = (*_REQUIRED, "timeout", "concurrency", "on_failure")
 _NO_SOURCES: Mapping[str, PollSource] = MappingProxyType({})
 
 
@@ -78,9 +92,11 @@ def parse(
     faults = [
         Fault(pointer("", key), f"unknown key '{key}'{suggestion(key, _KEYS)}") for key in raw if key not in _KEYS
     ]
-    faults += [Fault(pointer("", key), f"the key '{key}' is missing") for key in _KEYS if key not in raw]
-    if "name" in raw:
-        _shape(_NAME, raw["name"], "/name", faults)
+    faults += [Fault(pointer("", key), f"the key '{key}' is missing") for key in _REQUIRED if key not in raw]
+    for key in (key for key in _PLAIN if key in raw):
+        _shape(_PLAIN[key], raw[key], f"/{key}", faults)
+    if concurrency := _shape(_CONCURRENCY, raw.get("concurrency"), "/concurrency", faults):
+        faults += check_concurrency(concurrency, evaluator)
     trigger = _shape(_TRIGGER, raw["trigger"], "/trigger", faults) if "trigger" in raw else None
     if trigger is not None:
         faults += check_trigger(trigger, sources)
@@ -91,9 +107,7 @@ def parse(
     return Workflow.model_validate(raw)
 
 
-def _shape(
-    adapter: TypeAdapter[Trigger] | TypeAdapter[str] | TypeAdapter[Step], value: Json, base: str, faults: list[Fault]
-) -> Json:
+def _shape(adapter: TypeAdapter[T], value: Json, base: str, faults: list[Fault]) -> T | None:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:

@@ -6,16 +6,19 @@ Each function answers faults, never raises for what a tenant wrote.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ValidationError
 
 from engine.definition_faults import located, suggestion
 from engine.errors import ExpressionInvalid, Fault
-from engine.expressions import Evaluator, expressions_in, step_references
+from engine.expressions import Evaluator, expressions_in, item_root, step_references
 from engine.ports import Action, Json, PollSource
 from engine.templates import pointer, strings_in
-from engine.workflow import Graph, PollTrigger, Step, Trigger, graph_of
+from engine.workflow import Concurrency, Graph, PollTrigger, Step, Trigger, graph_of
+
+Source: TypeAlias = tuple[str, str, Literal["condition", "value"]]
+"""Pointer, CEL, and what it is for."""
 
 
 def check_trigger(trigger: Trigger, sources: Mapping[str, PollSource]) -> list[Fault]:
@@ -28,8 +31,25 @@ def check_trigger(trigger: Trigger, sources: Mapping[str, PollSource]) -> list[F
     return _input_faults(source.input_model, trigger.with_, "/trigger/with", templated=False)
 
 
+def check_concurrency(concurrency: Concurrency, evaluator: Evaluator | None) -> list[Fault]:
+    """The key compiles, and reads what is known before any step."""
+    if concurrency.key is None:
+        return []
+    place = "/concurrency/key"
+    if concurrency.key.lstrip().startswith("{{"):
+        return [Fault(place, "write the expression without {{ }}")]
+    faults = [Fault(place, "no step has run yet; a key reads trigger and workflow")] * bool(
+        step_references(concurrency.key)
+    )
+    return faults + _compiled([(place, concurrency.key, "value")], evaluator)
+
+
 def check_step(step: Step, place: str, actions: Mapping[str, Action]) -> list[Fault]:
     """The action must exist, take the credential that is named, and accept the literal part of `with`."""
+    if step.wait is not None or step.switch is not None:
+        return []
+    if step.action is None:
+        return [Fault(f"{place}/action", "the key 'action' is missing")]
     action = actions.get(step.action)
     if action is None:
         return [Fault(f"{place}/action", f"unknown action '{step.action}'{suggestion(step.action, actions)}")]
@@ -69,14 +89,28 @@ def check_graph(raw: Sequence[Json], steps: Mapping[int, Step]) -> list[Fault]:
     ]
     for index, step in steps.items():
         faults += [
-            Fault(f"/steps/{index}/needs/{position}", f"there is no step '{name}'{suggestion(name, known - {step.id})}")
-            for position, name in enumerate(step.needs or ())
+            Fault(f"/steps/{index}/{place}", f"there is no step '{name}'{suggestion(name, known - {step.id})}")
+            for place, name in _named_steps(step)
             if name not in known
         ]
     if not faults and len(steps) == len(raw) and (cycle := _graph(steps).cycle()):
         place = next(index for index, step in steps.items() if step.id == cycle[0])
         faults.append(Fault(f"/steps/{place}/needs", f"these steps wait for each other: {' -> '.join(cycle)}"))
     return faults
+
+
+def _named_steps(step: Step) -> Iterator[tuple[str, str]]:
+    """The other steps that one names, each with its place inside the step."""
+    for position, name in enumerate(step.needs or ()):
+        yield f"needs/{position}", name
+    if step.handler is not None:
+        yield "on_error", step.handler
+    if step.switch is not None:
+        for number, case in enumerate(step.switch.cases):
+            for position, name in enumerate(case.then):
+                yield f"switch/cases/{number}/then/{position}", name
+        for position, name in enumerate(step.switch.else_):
+            yield f"switch/else/{position}", name
 
 
 def _graph(steps: Mapping[int, Step]) -> Graph:
@@ -88,7 +122,7 @@ def check_expressions(steps: Mapping[int, Step], evaluator: Evaluator | None) ->
     graph = _graph(steps)
     known = set(graph.needs)
     faults: list[Fault] = []
-    sources: list[tuple[str, str, Literal["condition", "value"]]] = []
+    sources: list[Source] = []
     for index, step in steps.items():
         earlier = graph.before(step.id)
         for place, source, use in _expressions(step, f"/steps/{index}", faults):
@@ -97,12 +131,18 @@ def check_expressions(steps: Mapping[int, Step], evaluator: Evaluator | None) ->
                 Fault(place, _reference_problem(name, step.id, known))
                 for name in sorted(step_references(source) - earlier)
             ]
+            if (name := item_root(source)) is not None and not (step.for_each and "/with/" in place):
+                faults.append(Fault(place, f"'{name}' is known in the `with` of a step with for_each only"))
+    return faults + _compiled(sources, evaluator)
+
+
+def _compiled(sources: Sequence[Source], evaluator: Evaluator | None) -> list[Fault]:
     if evaluator is not None:
         try:
             evaluator.check(sources)
         except ExpressionInvalid as error:
-            faults += error.faults
-    return faults
+            return list(error.faults)
+    return []
 
 
 def _reference_problem(name: str, reader: str, known: set[str]) -> str:
@@ -113,22 +153,33 @@ def _reference_problem(name: str, reader: str, known: set[str]) -> str:
     return f"step '{name}' does not run before '{reader}'; move it up, or name it in needs"
 
 
-def _expressions(
-    step: Step, base: str, faults: list[Fault]
-) -> Iterator[tuple[str, str, Literal["condition", "value"]]]:
+def _expressions(step: Step, base: str, faults: list[Fault]) -> Iterator[Source]:
     """Each expression of a step with its pointer; templates that do not close become faults."""
-    if step.if_ is not None:
-        if step.if_.lstrip().startswith("{{"):
-            faults.append(Fault(f"{base}/if", "write the condition without {{ }}"))
+    for place, source, use in _bare(step):
+        if source.lstrip().startswith("{{"):
+            what = "condition" if use == "condition" else "expression"
+            faults.append(Fault(f"{base}/{place}", f"write the {what} without {{{{ }}}}"))
         else:
-            yield f"{base}/if", step.if_, "condition"
+            yield f"{base}/{place}", source, use
     if step.templates == "legacy":
         return
-    for place, text in strings_in(step.with_, pointer(base, "with")):
+    message = step.wait.approval.message if step.wait is not None and step.wait.approval is not None else None
+    templated = [(pointer(base, "with"), step.with_), (f"{base}/wait/approval/message", message)]
+    for place, text in [found for where, value in templated for found in strings_in(value, where)]:
         try:
-            found = list(expressions_in(text, place))
+            yield from [(place, source, "value") for _, source in expressions_in(text, place)]
         except ExpressionInvalid as error:
             faults += [Fault(place, fault.message) for fault in error.faults]
-            continue
-        for _, source in found:
-            yield place, source, "value"
+
+
+def _bare(step: Step) -> Iterator[Source]:
+    """The expressions that are written without braces, their place inside the step."""
+    if step.if_ is not None:
+        yield "if", step.if_, "condition"
+    if step.for_each is not None:
+        yield "for_each", step.for_each.items, "value"
+    if step.wait is not None and step.wait.until is not None:
+        yield "wait/until", step.wait.until, "value"
+    if step.switch is not None:
+        for number, case in enumerate(step.switch.cases):
+            yield f"switch/cases/{number}/if", case.if_, "condition"

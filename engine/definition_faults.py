@@ -11,7 +11,22 @@ from pydantic import BaseModel, ValidationError
 from engine.errors import Fault
 from engine.ports import Json
 from engine.templates import pointer
-from engine.workflow import ManualTrigger, PollTrigger, Retry, ScheduleTrigger, Step, WebhookTrigger, Workflow
+from engine.workflow import (
+    Approval,
+    Case,
+    Concurrency,
+    ForEach,
+    ManualTrigger,
+    OnFailure,
+    PollTrigger,
+    Retry,
+    ScheduleTrigger,
+    Step,
+    Switch,
+    Wait,
+    WebhookTrigger,
+    Workflow,
+)
 
 _TRIGGERS: Mapping[str, type[BaseModel]] = {
     "webhook": WebhookTrigger,
@@ -19,6 +34,17 @@ _TRIGGERS: Mapping[str, type[BaseModel]] = {
     "poll": PollTrigger,
     "manual": ManualTrigger,
 }
+_PARTS: Mapping[str, type[BaseModel]] = {
+    "retry": Retry,
+    "wait": Wait,
+    "approval": Approval,
+    "switch": Switch,
+    "cases": Case,
+    "for_each": ForEach,
+    "concurrency": Concurrency,
+    "on_failure": OnFailure,
+}
+"""The model of what stands under a key of a document."""
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -42,7 +68,7 @@ def located(
     found = []
     for item in error.errors(include_url=False, include_input=False):
         place, parents = _place(item["loc"], value, base, missing=item["type"] == "missing")
-        found.append((Fault(place, _sentence(item, parents, model)), place, item["type"]))
+        found.append((Fault(place, _sentence(item, parents, base, model)), place, item["type"]))
     return found
 
 
@@ -67,11 +93,11 @@ def _holds(value: Json, part: int | str) -> bool:
     return isinstance(value, list | tuple) and isinstance(part, int) and part < len(value)
 
 
-def _sentence(item: Any, parents: list[Json], model: type[BaseModel] | None) -> str:
+def _sentence(item: Any, parents: list[Json], base: str, model: type[BaseModel] | None) -> str:
     kind, loc = item["type"], item["loc"]
     if kind == "extra_forbidden":
         owner = parents[-2] if len(parents) > 1 else None
-        return f"unknown key '{loc[-1]}'{suggestion(str(loc[-1]), _keys_beside(loc, owner, model))}"
+        return f"unknown key '{loc[-1]}'{suggestion(str(loc[-1]), _keys_beside(loc, owner, base, model))}"
     if kind == "missing":
         return f"the key '{loc[-1]}' is missing"
     if kind == "union_tag_not_found":
@@ -86,17 +112,15 @@ def _sentence(item: Any, parents: list[Json], model: type[BaseModel] | None) -> 
     return f"{message[:1].lower()}{message[1:]}"
 
 
-def _keys_beside(loc: tuple[int | str, ...], owner: Json, model: type[BaseModel] | None) -> list[str]:
+def _keys_beside(loc: tuple[int | str, ...], owner: Json, base: str, model: type[BaseModel] | None) -> list[str]:
     """The keys that would have been right where an unknown one was found."""
-    parent = loc[-2] if len(loc) > 1 else None
-    owner_model = model if len(loc) == 1 else None
-    if model is None:
-        if parent == "retry":
-            owner_model = Retry
-        elif isinstance(owner, Mapping) and str(owner.get("type")) in _TRIGGERS:
-            owner_model = _TRIGGERS[str(owner["type"])]
-        else:
-            owner_model = Workflow if isinstance(owner, Mapping) and "steps" in owner else Step
+    if model is not None:
+        owner_model = model if len(loc) == 1 else None
+    else:
+        names = [part for part in (*base.split("/"), *map(str, loc[:-1])) if part and not part.isdigit()]
+        owner_model = _PARTS.get(names[-1]) if names else None
+        if owner_model is None and isinstance(owner, Mapping):
+            owner_model = _TRIGGERS.get(str(owner.get("type"))) or (Workflow if "steps" in owner else Step)
     if owner_model is None:
         return []
     return [field.alias or name for name, field in owner_model.model_fields.items()]

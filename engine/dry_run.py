@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +21,7 @@ from engine.errors import ExpressionFailed
 from engine.expressions import Evaluator, expressions_in, render_legacy, step_references
 from engine.ports import Action, Json
 from engine.states import StepState
+from engine.step import ForEach, Switch, Wait
 from engine.templates import pointer
 
 MASK = "**********"
@@ -49,14 +50,16 @@ class DryRun:
         """``{id, would}`` for each step, in the order in which they would run; `trigger` is what expressions see.
 
         `would` is ``{action, with, credential, has_effects}``, with ``unknown`` ``[{pointer, needs}]`` where something
-        waits for an answer; or ``{skip: reason}``, or ``{fail: reason}``, after which nothing would run.
+        waits for an answer; or ``{skip: reason}``, or ``{fail: reason}``, after which nothing would run unless the
+        step's `on_error` says so. A wait is ``{wait}``, a switch ``{chosen}``; a step that is done for each item has
+        the number of ``items`` and its `with` for the first of them.
         """
         walk = _Walk(self._roots(trigger))
         found = []
         for step in self._ordered():
             would = {"skip": f"The step {walk.failed} would have failed."} if walk.failed else self._would(step, walk)
             if "fail" in would and walk.failed is None:
-                walk.failed = step.id
+                walk.fail(step, would["fail"])
             found.append({"id": step.id, "would": would})
         return found
 
@@ -74,36 +77,95 @@ class DryRun:
         }
 
     def _would(self, step: Step, walk: _Walk) -> dict[str, Json]:
-        action = self.actions.get(step.action)
-        if action is None:
-            return {"fail": f"There is no action {step.action}."}
         unknown: list[dict[str, Json]] = []
         try:
-            if step.if_ is not None and not self._condition(step.if_, walk, unknown):
+            reason = self._skipped_because(step, walk, unknown)
+            if reason is not None:
                 walk.note(step.id, StepState.SKIPPED, output=None)
-                return {"skip": "Its condition is not true."}
-            values = self._with(step, walk, unknown)
-            credential = self._credential(step, action)
-            if not unknown:
-                action.input_model.model_validate(values)
+                return {"skip": reason}
+            if step.switch is not None:
+                return self._choice(step, step.switch, walk, unknown)
+            if step.wait is not None:
+                return self._waiting(step, step.wait, walk, unknown)
+            return self._call(step, walk, unknown)
         except (ExpressionFailed, _WouldFail) as error:
             return {"fail": str(error)}
         except ValidationError as error:
             return {"fail": "; ".join(_sentences(error))}
-        known = step.action == ECHO and not unknown
-        walk.note(step.id, StepState.SUCCEEDED, **({"output": values} if known else {}))
+
+    def _skipped_because(self, step: Step, walk: _Walk, unknown: list[dict[str, Json]]) -> str | None:
+        reason = self.workflow.graph.passed_over(step, walk.settled)
+        if reason is not None:
+            return f"{reason[:1].upper()}{reason[1:]}."
+        met = step.if_ is None or self._condition(step.if_, walk, unknown)
+        return None if met else "Its condition is not true."
+
+    def _choice(self, step: Step, switch: Switch, walk: _Walk, unknown: list[dict[str, Json]]) -> dict[str, Json]:
+        """What it chooses; everything it may choose when nobody can know yet."""
+        chosen = switch.else_
+        for number, case in enumerate(switch.cases):
+            place = f"/switch/cases/{number}/if"
+            if self._condition(case.if_, walk, unknown, place=place):
+                chosen = switch.targets if unknown else case.then
+                break
+        output = {"chosen": list(chosen)}
+        walk.note(step.id, StepState.SUCCEEDED, **({} if unknown else {"output": output}), settled=output)
+        return {**output, **({"unknown": unknown} if unknown else {})}
+
+    def _waiting(self, step: Step, wait: Wait, walk: _Walk, unknown: list[dict[str, Json]]) -> dict[str, Json]:
+        walk.note(step.id, StepState.SUCCEEDED)
+        would = wait.model_dump(mode="json", by_alias=True, exclude_none=True)
+        if wait.approval is not None and wait.approval.message is not None:
+            place = "/wait/approval/message"
+            would["approval"]["message"] = masked(self._rendered(wait.approval.message, place, walk, unknown))
+        if wait.until is not None:
+            would["until"] = self._rendered(f"{{{{ {wait.until} }}}}", "/wait/until", walk, unknown)
+        return {"wait": would, **({"unknown": unknown} if unknown else {})}
+
+    def _call(self, step: Step, walk: _Walk, unknown: list[dict[str, Json]]) -> dict[str, Json]:
+        action = self.actions.get(str(step.action))
+        if action is None:
+            raise _WouldFail(f"There is no action {step.action}.")
+        if step.for_each is not None:
+            return self._for_each(step, step.for_each, action, walk, unknown)
+        values = self._with(step, walk, unknown)
+        would = self._described(step, action, values, unknown)
+        walk.note(step.id, StepState.SUCCEEDED, **({"output": values} if step.action == ECHO and not unknown else {}))
+        return would
+
+    def _for_each(
+        self, step: Step, for_each: ForEach, action: Action, walk: _Walk, unknown: list[dict[str, Json]]
+    ) -> dict[str, Json]:
+        items = self._rendered(f"{{{{ {for_each.items} }}}}", "/for_each", walk, unknown)
+        walk.note(step.id, StepState.SUCCEEDED)
+        if unknown:
+            return {**self._described(step, action, step.with_, unknown), "items": None}
+        if not isinstance(items, list):
+            raise _WouldFail("for_each: want a list.")
+        if not items:
+            return {**self._described(step, action, {}, unknown, checked=False), "items": 0}
+        first = replace(walk, roots=walk.roots | {"item": items[0], "index": 0})
+        return {**self._described(step, action, self._with(step, first, unknown), unknown), "items": len(items)}
+
+    def _described(
+        self, step: Step, action: Action, values: Json, unknown: list[dict[str, Json]], *, checked: bool = True
+    ) -> dict[str, Json]:
+        """The call; raises what its credential or its input is refused with."""
+        credential = self._credential(step, action)
+        if checked and not unknown:
+            action.input_model.model_validate(values)
         would = {"action": step.action, "with": masked(values), "credential": credential}
         return {**would, "has_effects": action.has_effects, **({"unknown": unknown} if unknown else {})}
 
-    def _condition(self, source: str, walk: _Walk, unknown: list[dict[str, Json]]) -> bool:
+    def _condition(self, source: str, walk: _Walk, unknown: list[dict[str, Json]], *, place: str = "/if") -> bool:
         """Whether the step would run; also when nobody can know yet, which `unknown` then says."""
         try:
             return self.evaluator.condition(source, walk.roots)
         except ExpressionFailed as error:
             needs = walk.unknown_among([source])
             if not needs:
-                raise _WouldFail(f"if: {error.detail}") from None
-            unknown.append({"pointer": "/if", "needs": needs})
+                raise _WouldFail(f"{place.lstrip('/').replace('/', '.')}: {error.detail}") from None
+            unknown.append({"pointer": place, "needs": needs})
             return True
 
     def _with(self, step: Step, walk: _Walk, unknown: list[dict[str, Json]]) -> Json:
@@ -147,6 +209,14 @@ class _WouldFail(Exception):
     """The step would fail, for this reason."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """What the order of steps depends on."""
+
+    status: StepState
+    output: Json
+
+
 @dataclass(slots=True)
 class _Walk:
     """What is known so far."""
@@ -155,9 +225,18 @@ class _Walk:
     unknown: set[str] = field(default_factory=set)
     """Steps that would succeed with an answer that is not known."""
     failed: str | None = None
+    settled: dict[str, _Settled] = field(default_factory=dict)
 
-    def note(self, step_id: str, status: StepState, **known: Json) -> None:
+    def fail(self, step: Step, reason: str) -> None:
+        """Nothing runs after this one, unless its failure is dealt with."""
+        if step.on_error == "fail":
+            self.failed = step.id
+            return
+        self.note(step.id, StepState.FAILED, output=None, error={"code": "dry_run", "message": reason})
+
+    def note(self, step_id: str, status: StepState, *, settled: Json = None, **known: Json) -> None:
         """What later steps see of this one; without ``output`` its answer is unknown."""
+        self.settled[step_id] = _Settled(status, settled)
         self.roots["steps"][step_id] = {"status": status.value, **known}
         if "output" not in known:
             self.unknown.add(step_id)

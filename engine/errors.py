@@ -19,6 +19,7 @@
         +-- RetryLater               worth another attempt, perhaps not before `after`
         +-- Fatal                    another attempt would fail alike
     Suspend (BaseException)          the run leaves its worker and waits; no `except Exception` can eat it
+    RunWorkflow (BaseException)      the step waits for a run of another workflow
     Cancelled (BaseException)        the run was cancelled or lost to another worker; stop at once
 
 `code` is stable and part of the contract; `detail` is a sentence for a person and never holds a secret. A 5xx always
@@ -193,6 +194,16 @@ class Suspend(BaseException):
         super().__init__(reason)
         self.reason = reason
         self.wake_at = wake_at
+
+
+class RunWorkflow(BaseException):
+    """Start a run of that workflow and wait for its end, without a worker; what comes of it is the step's result."""
+
+    def __init__(self, workflow_id: str, given: Any) -> None:
+        super().__init__(workflow_id)
+        self.workflow_id = workflow_id
+        self.input = given
+        """The JSON value that the run gets as ``trigger.input``."""
 
 
 class Cancelled(BaseException):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import Secret
 
@@ -19,12 +20,18 @@ from engine.db import Row, dump_json
 from engine.errors import Cancelled
 from engine.ports import Json
 from engine.redaction import NOTHING_SECRET, Redactor
-from engine.states import StepState
+from engine.resume_links import ResumeLinks
+from engine.states import RunState, StepState
 from engine.workflow import Step, Workflow
 
 MAX_OUTPUT_BYTES = 256 * 1024
 MAX_LINE_BYTES = 8 * 1024
 MAX_LINES = 1000
+MAX_DEPTH = 8
+"""Runs that may lead to one another; a workflow that starts itself ends here."""
+
+SLEEPING, APPROVAL, BACKOFF, WORKFLOW, UNKNOWN = "sleeping", "approval", "retry_backoff", "workflow", "outcome_unknown"
+"""Why a step waits without a worker; an action that suspends itself may have another reason."""
 
 
 class Hold:
@@ -45,8 +52,8 @@ class Hold:
             raise Cancelled("the run is no longer this worker's")
 
     def wait(self, seconds: float) -> None:
-        """Sleep; raises Cancelled as soon as the run is lost."""
-        if self._lost.wait(seconds):
+        """Sleep, not at all when `seconds` is not above 0; raises Cancelled as soon as the run is lost."""
+        if self._lost.wait(max(0.0, seconds)):
             raise Cancelled("the run is no longer this worker's")
 
 
@@ -88,6 +95,24 @@ def _line(level: str, message: str, step: str | None, data: Json) -> Row:
     return {"step_id": step, "level": level, "message": message, "data": data, "at": datetime.now(UTC)}
 
 
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When a run must have ended, on this process's monotonic clock, and the sentence that says why."""
+
+    at: float = float("inf")
+    reason: str = ""
+
+    def remaining(self) -> float:
+        return self.at - time.monotonic()
+
+    @classmethod
+    def after(cls, seconds: float, reason: str) -> Deadline:
+        return cls(time.monotonic() + seconds, reason)
+
+
+NEVER = Deadline()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RunInHand:
     """One attempt of one run: what it is, what it does, and what its threads share."""
@@ -102,18 +127,43 @@ class RunInHand:
     input: Json
     queued_at: datetime
     workflow: Workflow
+    priority: int = 5
+    depth: int = 0
+    parent_run_id: str | None = None
+    concurrency_key: str | None = None
+    working: Deadline = NEVER
+    """Of the time in the hands of workers, which the plan limits."""
+    whole: Deadline = NEVER
+    """Of all the time since it began, waits included, which the document limits."""
+    links: ResumeLinks | None = None
     journal: Journal = field(default_factory=Journal)
     hold: Hold = field(default_factory=Hold)
     checkpoints: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
+    @property
+    def deadline(self) -> Deadline:
+        """The one that passes first."""
+        return min(self.working, self.whole, key=lambda deadline: deadline.at)
+
+    def remaining(self) -> float:
+        """Seconds until the first deadline; not above 0 when it has passed."""
+        return self.deadline.remaining()
+
     def roots(self, results: Mapping[str, StepResult]) -> dict[str, Json]:
         """What expressions see."""
+        run: dict[str, Json] = {"id": self.run_id, "attempt": self.attempt, "queued_at": self.queued_at.isoformat()}
+        if self.links is not None and self.workflow.asks:
+            run["resume_url"] = self.links.url(self.tenant_id, self.run_id)
         return {
             "trigger": self.input,
-            "steps": {step: {"output": r.output, "status": r.status.value} for step, r in results.items()},
-            "run": {"id": self.run_id, "attempt": self.attempt, "queued_at": self.queued_at.isoformat()},
+            "steps": {step: result.root() for step, result in results.items()},
+            "run": run,
             "workflow": {"id": self.workflow_id, "name": self.workflow.name, "version": self.version},
         }
+
+
+Key: TypeAlias = tuple[str, str]
+"""A step and its item; the item is empty for a step that is done once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +182,17 @@ class StepResult:
     calls: int = 0
     wait_reason: str | None = None
     wake_seconds: float | None = None
+    item: str = ""
+    """Which item of a step that is done for each; its place in the list as text."""
+
+    @property
+    def key(self) -> Key:
+        return self.step_id, self.item
+
+    def root(self) -> dict[str, Json]:
+        """What expressions see of it."""
+        seen = {"output": self.output, "status": self.status.value}
+        return seen if self.error is None else {**seen, "error": self.error}
 
     @property
     def is_parked(self) -> bool:
@@ -141,13 +202,15 @@ class StepResult:
         """As `repository.runs.save_progress` stores it."""
         return {
             "step_id": self.step_id,
-            "item": "",
+            "item": self.item,
             "status": self.status.value,
             "attempt": self.attempt,
             "output": self.output,
             "error": self.error,
             "started_at": self.started_at,
             "finished_at": self.finished_at,
+            "wait_reason": self.wait_reason,
+            "wake_seconds": self.wake_seconds,
         }
 
     def usage(self) -> Sequence[Row]:
@@ -158,12 +221,39 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """A step, or one item of it, that an earlier attempt of the run began and did not finish."""
+
+    attempt: int
+    started_at: datetime
+    wait_reason: str | None = None
+    """Why it was put aside; None when its worker died with it in hand."""
+    wake_seconds: float | None = None
+    """Until it goes on by itself, by the clock of Postgres; negative once that has passed."""
+    signal: Mapping[str, Json] | None = None
+    """The answer that it waited for, see `engine.answers`."""
+    child: Mapping[str, Any] | None = None
+    """The run that it waits for: id, status, output, error; None when it is none of those or is gone."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is something to do about it now."""
+        if self.wait_reason is None or self.signal is not None:
+            return True
+        if self.wait_reason == WORKFLOW:
+            return self.child is None or RunState(self.child["status"]).is_terminal
+        return self.wake_seconds is not None and self.wake_seconds <= 0
+
+
+@dataclass(frozen=True, slots=True)
 class Execution:
     """One step on its way through the pipeline. The pipeline ends as soon as `result` is set."""
 
     run: RunInHand
     step: Step
     roots: Mapping[str, Json]
+    item: str = ""
+    left: LeftBehind | None = None
     attempt: int = 1
     """The attempt of this step that comes next; more than 1 after a crash or a long backoff."""
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -173,7 +263,14 @@ class Execution:
     result: StepResult | None = None
 
     def log(self, level: str, message: str, data: Json = None) -> None:
+        if self.item:
+            message = f"Item {self.item}: {message}"
         self.run.journal.add(level, self.redact(message), step=self.step.id, data=self.redact(data))
+
+    @property
+    def idempotency_key(self) -> str:
+        """``run:step[:item]``: the same over all attempts."""
+        return ":".join(filter(None, (self.run.run_id, self.step.id, self.item)))
 
 
 def bounded(output: Json) -> Json:

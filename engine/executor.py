@@ -1,4 +1,4 @@
-"""Executes a run: begins it, walks its graph of steps, checkpoints each, and ends it.
+"""Executes a run: begins it, finds out where it stands, and walks on from there to its end or its next wait.
 
 Promises: a finished step is never run again for the same run, however often a worker dies; every write names the
 attempt that it belongs to, so a worker that lost the run changes nothing; a run that crashed its worker `MAX_CRASHES`
@@ -12,52 +12,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import structlog
 
+from engine import checkpoints
+from engine.concurrency import admit
 from engine.db import Row, TenantSession
 from engine.definition import load
+from engine.durations import format_duration
 from engine.errors import Cancelled, InvalidInput
-from engine.execution import Execution, Journal, RunInHand, StepResult
+from engine.execution import NEVER, WORKFLOW, Deadline, Journal, LeftBehind, RunInHand, StepResult
 from engine.heartbeat import Heartbeat
-from engine.patience import patiently
-from engine.pipeline import Tools, execute_step
-from engine.ports import Json
-from engine.repository import runs
+from engine.progress import Progress
+from engine.repository import relatives, runs
+from engine.resume_links import ResumeLinks
+from engine.runs import Ties
 from engine.states import RunState, StepState
-from engine.workflow import Step, Workflow
+from engine.tools import Tools
+from engine.walk import Walk, execution_row
+from engine.workflow import Workflow
 
 MAX_CRASHES = 3
-MAX_PARALLEL = 8
 CACHED_WORKFLOWS = 2048
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class Progress:
-    """What is known of the steps of a run while it is walked."""
-
-    results: dict[str, StepResult] = field(default_factory=dict)
-    """Of the steps that have finished, in this attempt or an earlier one."""
-    unfinished: dict[str, int] = field(default_factory=dict)
-    """Step to the last attempt that was begun, for steps that an earlier attempt of the run left behind."""
-    parked: StepResult | None = None
-    """The step that wakes first, of those that wait without a worker."""
-
-    def add(self, done: Sequence[StepResult]) -> None:
-        self.results.update({result.step_id: result for result in done if not result.is_parked})
-        waiting = [result for result in (self.parked, *done) if result is not None and result.is_parked]
-        if waiting:
-            self.parked = min(waiting, key=lambda r: float("inf") if r.wake_seconds is None else r.wake_seconds)
-
-    @property
-    def failed(self) -> StepResult | None:
-        return next((r for r in self.results.values() if r.status is StepState.FAILED), None)
 
 
 class Executor:
@@ -79,7 +59,7 @@ class Executor:
         run, progress = begun
         with self.heartbeat.holding(run):
             try:
-                return self._walk(run, progress, began)
+                return self._go_on(run, progress, began)
             except Cancelled:
                 log.info("run_given_up", tenant=tenant_id, run=run_id, attempt=run.attempt)
                 return None
@@ -88,140 +68,45 @@ class Executor:
         row = runs.begin(session, run_id, stale_seconds=self.heartbeat.stale_seconds)
         if row is None:
             return None
-        earlier = runs.steps_so_far(session, run_id) if row["attempt"] > 1 else []
         try:
             workflow = self._workflows(session.tenant_id, row["workflow_id"], row["version"]).get(session)
         except InvalidInput as error:
-            _fail(session, row, "definition_unreadable", f"The workflow cannot be read here: {error.detail}")
+            self._unreadable(session, row, f"The workflow cannot be read here: {error.detail}")
             return None
-        if row["crashes"] >= MAX_CRASHES:
-            _fail(session, row, "crashed", f"Its worker died {row['crashes']} times while it executed this run.")
-            return None
-        return _in_hand(session.tenant_id, row, workflow, earlier), _progress(earlier)
+        earlier = runs.steps_so_far(session, run_id) if row["attempt"] > 1 else []
+        waits_for_runs = any(step["wait_reason"] == WORKFLOW for step in earlier)
+        children = relatives.children(session, run_id) if waits_for_runs else {}
+        run = _in_hand(session.tenant_id, row, workflow, earlier, self._tools.links)
+        return run, _progress(run, earlier, children)
 
-    def _walk(self, run: RunInHand, progress: Progress, began: float) -> RunState:
-        graph = run.workflow.graph
-        with _Crew(self._tools) as crew:
-            while True:
-                stuck = progress.failed or progress.parked
-                ready = [] if stuck else graph.ready(progress.results, begun=crew.busy)
-                crew.begin([self._execution(run, progress, step) for step in ready])
-                done = crew.next_results()
-                progress.add(done)
-                if crew.busy:
-                    self._save(run, RunState.RUNNING, done)
-                elif progress.failed or not (progress.parked or graph.ready(progress.results)):
-                    return self._end(run, progress, done, began)
-                elif progress.parked:
-                    return self._park(run, progress.parked, done, began)
-                else:
-                    self._save(run, RunState.RUNNING, done)
+    def _go_on(self, run: RunInHand, progress: Progress, began: float) -> RunState:
+        if run.crashes >= MAX_CRASHES:
+            message = f"Its worker died {run.crashes} times while it executed this run."
+            run.journal.add("error", message)
+            error = {"code": "crashed", "message": message}
+            checkpoints.save(run, self._tools, RunState.FAILED, usage=[execution_row(1, began)], error=error)
+            return RunState.FAILED
+        admitted = admit(run, self._tools)
+        if isinstance(admitted, RunState):
+            return admitted
+        return Walk(admitted, progress, self._tools, began=began).go()
 
-    @staticmethod
-    def _execution(run: RunInHand, progress: Progress, step: Step) -> Execution:
-        attempt = progress.unfinished.get(step.id, 0) + 1
-        return Execution(run, step, run.roots(progress.results), attempt=attempt)
-
-    def _park(self, run: RunInHand, parked: StepResult, done: Sequence[StepResult], began: float) -> RunState:
-        self._save(
-            run,
-            RunState.WAITING,
-            done,
-            usage=[_execution(0, began)],
-            wait_reason=parked.wait_reason,
-            wake_seconds=parked.wake_seconds,
+    def _unreadable(self, session: TenantSession, row: Row, message: str) -> None:
+        """End a run of which only the row can be read; whoever waits for it learns of it."""
+        journal = Journal()
+        journal.add("error", message)
+        self._tools.runs.before_end(
+            session, row["id"], Ties(row["workflow_id"], row["parent_run_id"], row["concurrency_key"])
         )
-        return RunState.WAITING
-
-    def _end(self, run: RunInHand, progress: Progress, done: Sequence[StepResult], began: float) -> RunState:
-        failed = progress.failed
-        state = RunState.FAILED if failed else RunState.SUCCEEDED
-        if failed is None:
-            run.journal.add("info", "The run succeeded.")
-        else:
-            run.journal.add("error", f"The run failed in the step {failed.step_id}.")
-        self._save(
-            run,
-            state,
-            done,
-            usage=[_execution(1, began)],
-            output=None if failed else _output(run.workflow, progress.results),
-            error=failed.error if failed else None,
+        runs.save_progress(
+            session,
+            row["id"],
+            attempt=row["attempt"],
+            status=RunState.FAILED,
+            lines=journal.take(),
+            usage=[{"kind": "execution", "action": None, "quantity": 1, "seconds": 0.0}],
+            error={"code": "definition_unreadable", "message": message},
         )
-        return state
-
-    def _save(
-        self,
-        run: RunInHand,
-        state: RunState,
-        done: Sequence[StepResult],
-        *,
-        usage: Sequence[Row] = (),
-        output: Json = None,
-        error: Json = None,
-        wait_reason: str | None = None,
-        wake_seconds: float | None = None,
-    ) -> None:
-        progress: dict[str, Any] = {
-            "attempt": run.attempt,
-            "checkpoint": next(run.checkpoints),
-            "status": state,
-            "steps": [result.row() for result in done],
-            "lines": run.journal.take(),
-            "usage": [row for result in done for row in result.usage()] + list(usage),
-            "output": output,
-            "error": error,
-            "wait_reason": wait_reason,
-            "wake_seconds": wake_seconds,
-        }
-
-        def save() -> bool:
-            with self._tools.database.tenant(run.tenant_id) as session:
-                return runs.save_progress(session, run.run_id, **progress)
-
-        if not patiently(run.hold, save):
-            run.hold.lose()
-            raise Cancelled("the run is no longer this worker's")
-
-
-class _Crew:
-    """The steps of one run that execute now: the only ready one in this thread, several in threads of their own."""
-
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
-        self._pool: ThreadPoolExecutor | None = None
-        self._futures: dict[Future[StepResult], str] = {}
-        self._finished: list[StepResult] = []
-
-    def __enter__(self) -> _Crew:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-    @property
-    def busy(self) -> set[str]:
-        return set(self._futures.values())
-
-    def begin(self, executions: Sequence[Execution]) -> None:
-        if len(executions) == 1 and not self._futures:
-            self._finished.append(execute_step(executions[0], self._tools))
-            return
-        for execution in executions:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(MAX_PARALLEL, thread_name_prefix="step")
-            self._futures[self._pool.submit(execute_step, execution, self._tools)] = execution.step.id
-
-    def next_results(self) -> list[StepResult]:
-        """Wait until at least one step has finished, if any executes."""
-        results, self._finished = self._finished, []
-        if not results and self._futures:
-            done, _ = wait(self._futures, return_when=FIRST_COMPLETED)
-            for future in done:
-                del self._futures[future]
-                results.append(future.result())
-        return results
 
 
 class _Cached:
@@ -240,7 +125,9 @@ class _Cached:
         return self._workflow
 
 
-def _in_hand(tenant_id: str, row: Row, workflow: Workflow, earlier: Sequence[Row]) -> RunInHand:
+def _in_hand(
+    tenant_id: str, row: Row, workflow: Workflow, earlier: Sequence[Row], links: ResumeLinks | None
+) -> RunInHand:
     run = RunInHand(
         tenant_id=tenant_id,
         run_id=row["id"],
@@ -252,6 +139,13 @@ def _in_hand(tenant_id: str, row: Row, workflow: Workflow, earlier: Sequence[Row
         input=row["input"],
         queued_at=row["queued_at"],
         workflow=workflow,
+        priority=row["priority"],
+        depth=row["depth"],
+        parent_run_id=row["parent_run_id"],
+        concurrency_key=row["concurrency_key"],
+        working=_working(row),
+        whole=_whole(row, workflow),
+        links=links,
         journal=Journal(written=earlier[0]["lines"] if earlier else 0),
     )
     if row["attempt"] == 1:
@@ -261,38 +155,56 @@ def _in_hand(tenant_id: str, row: Row, workflow: Workflow, earlier: Sequence[Row
     return run
 
 
-def _progress(earlier: Sequence[Row]) -> Progress:
+def _working(row: Row) -> Deadline:
+    if row["seconds_left"] is None:
+        return NEVER
+    reason = f"The run has had its {row['max_seconds']} s of a worker's time (max_run_seconds of the plan)."
+    return Deadline.after(row["seconds_left"], reason)
+
+
+def _whole(row: Row, workflow: Workflow) -> Deadline:
+    if workflow.timeout is None:
+        return NEVER
+    reason = f"The run did not end within {format_duration(workflow.timeout)} (timeout of the workflow)."
+    return Deadline.after(workflow.timeout.total_seconds() - row["age"], reason)
+
+
+def _progress(run: RunInHand, earlier: Sequence[Row], children: Mapping[str, Row]) -> Progress:
+    """Where the run stands: what has finished, what still waits, and what is to be taken up."""
     progress = Progress()
     for row in earlier:
+        key = row["step_id"], row["item"]
         if row["status"] == StepState.RUNNING:
-            progress.unfinished[row["step_id"]] = row["attempt"]
+            left = _left_behind(row, children.get(":".join(filter(None, (run.run_id, *key)))))
+            if left.is_due:
+                progress.left[key] = left
+            else:
+                progress.wait(key, str(left.wait_reason), left.wake_seconds)
+        elif row["item"]:
+            progress.done_items.setdefault(row["step_id"], {})[int(row["item"])] = _result(row)
         else:
-            progress.results[row["step_id"]] = StepResult(
-                row["step_id"], StepState(row["status"]), row["attempt"], output=row["output"], error=row["error"]
-            )
+            progress.results[row["step_id"]] = _result(row)
     return progress
 
 
-def _fail(session: TenantSession, row: Row, code: str, message: str) -> None:
-    journal = Journal()
-    journal.add("error", message)
-    runs.save_progress(
-        session,
-        row["id"],
-        attempt=row["attempt"],
-        status=RunState.FAILED,
-        lines=journal.take(),
-        usage=[{"kind": "execution", "action": None, "quantity": 1, "seconds": 0.0}],
-        error={"code": code, "message": message},
+def _result(row: Row) -> StepResult:
+    return StepResult(
+        row["step_id"],
+        StepState(row["status"]),
+        row["attempt"],
+        output=row["output"],
+        error=row["error"],
+        started_at=row["started_at"],
+        item=row["item"],
     )
 
 
-def _execution(quantity: int, began: float) -> Row:
-    """The ledger's row of this attempt: seconds of a worker, and whether an execution came to its end."""
-    return {"kind": "execution", "action": None, "quantity": quantity, "seconds": time.perf_counter() - began}
-
-
-def _output(workflow: Workflow, results: Mapping[str, StepResult]) -> Json:
-    """The run's output is that of its last step, in the order of the document, that was not skipped."""
-    finished = [results[step.id] for step in workflow.steps if step.id in results]
-    return next((r.output for r in reversed(finished) if r.status is StepState.SUCCEEDED), None)
+def _left_behind(row: Row, child: Mapping[str, Any] | None) -> LeftBehind:
+    return LeftBehind(
+        attempt=row["attempt"],
+        started_at=row["started_at"],
+        wait_reason=row["wait_reason"],
+        wake_seconds=row["wake_seconds"],
+        signal=row["signal"],
+        child=child,
+    )

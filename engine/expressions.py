@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Literal, Self, TypeAlias
 
 from engine.cel_pool import EvaluatorDied, Pool
-from engine.cel_source import Path, at, dead_end, kind, needed, only_path, step_references
+from engine.cel_source import Path, at, dead_end, item_root, kind, needed, only_path, step_references
 from engine.cel_wire import DEPTH_LIMIT, ROOTS
 from engine.errors import ExpressionFailed, ExpressionInvalid, Fault
 from engine.ports import Json
@@ -35,6 +35,7 @@ __all__ = [
     "Evaluator",
     "Template",
     "expressions_in",
+    "item_root",
     "render_legacy",
     "step_references",
     "templates",

@@ -1,9 +1,9 @@
 """Says for all runs that this process has in hand that they are alive, and learns which of them it lost.
 
-One statement every sixth of a lease for the whole process, and none while it holds nothing older than that; so a run of
-a few milliseconds costs nothing here. A run that was cancelled or taken over is told through its `Hold`, within one
-interval. While Postgres is down nothing is said and nothing is lost: a worker that takes a run over must ask the same
-Postgres, and writes carry the attempt they belong to.
+One statement every sixth of a lease for the whole process says so, and one a second looks; none while it holds nothing
+older than a second, so a run of a few milliseconds costs nothing here. A run that was cancelled or taken over is told
+through its `Hold`, within about a second. While Postgres is down nothing is said and nothing is lost: a worker that
+takes a run over must ask the same Postgres, and writes carry the attempt they belong to.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import structlog
 
@@ -21,6 +21,8 @@ from engine.execution import RunInHand
 from engine.repository import runs
 
 BEATS_PER_LEASE = 6
+LOOK_SECONDS = 1.0
+"""How often it looks which runs are lost, between beats."""
 MISSED_BEATS = 3
 """After so many a run counts as silent and may be taken over: half a lease, so that a message whose lease ran out
 always finds its run silent."""
@@ -35,6 +37,7 @@ class Heartbeat:
         self._database = database
         self.interval = lease_seconds / BEATS_PER_LEASE
         self.stale_seconds = self.interval * MISSED_BEATS
+        self._moment = min(LOOK_SECONDS, self.interval)
         self._held: dict[RunInHand, float] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -61,19 +64,42 @@ class Heartbeat:
         if not held:
             return 0
         with self._database.system() as session:
-            alive = runs.heartbeat(session, [(run.tenant_id, run.run_id, run.attempt) for run in held])
-        lost = [run for run in held if run.run_id not in alive]
+            alive = runs.heartbeat(session, _names(held))
+        return self._tell([run for run in held if run.run_id not in alive])
+
+    def look(self) -> int:
+        """Learn which of the runs held for more than a moment are lost, without saying anything; how many."""
+        horizon = time.monotonic() - self._moment
+        with self._lock:
+            held = [run for run, since in self._held.items() if since <= horizon]
+        if not held:
+            return 0
+        with self._database.system() as session:
+            gone = runs.lost(session, _names(held))
+        return self._tell([run for run in held if run.run_id in gone])
+
+    @staticmethod
+    def _tell(lost: Sequence[RunInHand]) -> int:
         for run in lost:
             log.info("run_lost", tenant=run.tenant_id, workflow=run.workflow_id, run=run.run_id, attempt=run.attempt)
             run.hold.lose()
         return len(lost)
 
     def _loop(self) -> None:
+        beat_at = time.monotonic() + self.interval
         while True:
-            time.sleep(self.interval)
+            time.sleep(self._moment)
             try:
-                self.run_once()
+                if time.monotonic() < beat_at:
+                    self.look()
+                    continue
+                beat_at = time.monotonic() + self.interval
+                self.run_once(older_than=self._moment)
             except Unavailable as error:
                 log.warning("heartbeat_missed", reason=error.detail)
             except Exception:
                 log.exception("heartbeat_failed")
+
+
+def _names(held: Sequence[RunInHand]) -> list[tuple[str, str, int]]:
+    return [(run.tenant_id, run.run_id, run.attempt) for run in held]

@@ -273,8 +273,14 @@ runs = Table(
     Column("idempotency_key", Text),
     Column("crashes", SmallInteger, nullable=False, server_default="0", doc="workers that died with it in hand"),
     Column("replay_of", Text),
+    Column("parent_run_id", Text, doc="whose step workflow.run started it"),
+    Column("depth", SmallInteger, nullable=False, server_default="0", doc="runs above it that led to it"),
+    Column("concurrency_key", Text, doc="what it shares its workflow's limit by, once that is known"),
+    Column("concurrency_limit", SmallInteger),
     Column("wait_reason", Text),
     _moment("wake_at"),
+    Column("max_seconds", Integer, doc="what the plan allows it in the hands of workers"),
+    _moment("deadline_at"),
     _moment("queued_at", now=True),
     _moment("started_at"),
     _moment("heartbeat_at"),
@@ -306,6 +312,15 @@ runs = Table(
     # What the sweeper walks through. Neither index holds the status, so that beginning a run changes no index.
     Index("ix_runs_live", "id", postgresql_where=text("finished_at IS NULL AND wait_reason IS NULL")),
     Index("ix_runs_wake_at", "wake_at", postgresql_where=text("wake_at IS NOT NULL")),
+    Index("ix_runs_parent_run_id", "parent_run_id", postgresql_where=text("parent_run_id IS NOT NULL")),
+    Index(
+        "ix_runs_concurrency",
+        "workflow_id",
+        "concurrency_key",
+        "id",
+        postgresql_where=text("concurrency_key IS NOT NULL AND finished_at IS NULL"),
+    ),
+    Index("ix_runs_waits_for_runs", "id", postgresql_where=text("wait_reason IN ('workflow', 'concurrency')")),
     info=_tenant_info(),
 )
 
@@ -322,9 +337,13 @@ steps = Table(
     Column("error", JSONB),
     _moment("started_at"),
     _moment("finished_at"),
+    Column("wait_reason", Text, doc="why it waits without a worker"),
+    _moment("wake_at"),
+    Column("signal", JSONB, doc="the answer that it waited for"),
     _in_tenant(name="fk_steps_run", target="runs", columns=("run_id",), keys=("id",)),
     CheckConstraint(_one_of("status", StepState), name="status"),
     CheckConstraint("(status = 'running') = (finished_at IS NULL)", name="finished"),
+    CheckConstraint("wait_reason IS NULL OR status = 'running'", name="waiting"),
     info=_tenant_info(),
 )
 

@@ -1,4 +1,4 @@
-"""A run from the outside: start, cancel, and the message that brings it to a worker.
+"""A run from the outside: start, cancel, answer, and the message that brings it to a worker.
 
 What `Runs.start` returns exists: it is inserted in the caller's transaction, and published only after that transaction
 is durable. When publishing fails, or the process dies before it, the sweeper publishes; so a caller never waits for a
@@ -7,15 +7,18 @@ broker that is down, and never loses a run to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import structlog
 
 from engine import ids
+from engine.answers import Answer, the_one
 from engine.db import Row, TenantSession, dump_json
 from engine.errors import Conflict, NotFound, Unavailable
 from engine.ports import Json, Publisher, RunMessage
+from engine.repository import relatives, waits
 from engine.repository import runs as stored
 from engine.states import RunState
 
@@ -31,7 +34,7 @@ class Start:
 
     workflow_id: str
     trigger: str
-    """What started it: ``webhook``, ``schedule``, ``poll``, ``api`` or ``replay``."""
+    """What started it: ``webhook``, ``schedule``, ``poll``, ``api``, ``replay``, ``workflow`` or ``on_failure``."""
     input: Mapping[str, Json]
     """The root ``trigger`` of its expressions."""
     idempotency_key: str | None = None
@@ -43,6 +46,10 @@ class Start:
     replay_of: str | None = None
     hold: str | None = None
     """A reason to store it as `held` instead of queueing it."""
+    parent_run_id: str | None = None
+    """The run that waits for this one."""
+    depth: int = 0
+    """How many runs led to it, one by the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,29 @@ class Started:
 
     run: Row
     existing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ties:
+    """Whom a run's end concerns."""
+
+    workflow_id: str
+    parent_run_id: str | None
+    concurrency_key: str | None
+
+    @property
+    def bind(self) -> bool:
+        return self.parent_run_id is not None or self.concurrency_key is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Which step of which run an answer went to."""
+
+    run_id: str
+    step_id: str
+    item: str
+    approved: bool
 
 
 class Runs:
@@ -76,19 +106,73 @@ class Runs:
         return Started(run, existing=False)
 
     def cancel(self, session: TenantSession, run_id: str) -> bool:
-        """End a run that has not ended; False when it had. A worker that has it in hand loses it at its next write."""
-        return stored.cancel(session, run_id) is not None
+        """End a run that has not ended, and those that it waits for; False when it had.
+
+        A worker that has it in hand hears of it within two seconds, and can write nothing more.
+        """
+        found = relatives.ties(session, run_id)
+        if found is None:
+            return False
+        self.before_end(session, run_id, Ties(**found))
+        ended = stored.cancel(session, run_id) is not None
+        if ended:
+            self.cancel_children(session, run_id)
+        return ended
+
+    def cancel_children(self, session: TenantSession, run_id: str) -> None:
+        """End the runs that an ended run waited for, and theirs."""
+        for child in relatives.live_children(session, run_id):
+            self.cancel(session, child)
+
+    def before_end(self, session: TenantSession, run_id: str, ties: Ties) -> None:
+        """What a run's end means for others; in the transaction that ends it, and before its row is locked."""
+        if ties.concurrency_key is not None:
+            relatives.lock_key(session, ties.workflow_id, ties.concurrency_key)
+            self._publish(session, relatives.hand_over(session, ties.workflow_id, ties.concurrency_key, ending=run_id))
+        if ties.parent_run_id is not None:
+            self.signal(session, ties.parent_run_id)
+
+    def signal(self, session: TenantSession, run_id: str) -> None:
+        """Something has come that the run may wait for. One too many only makes it look once more."""
+        row = relatives.signal(session, run_id)
+        if row is not None and row["status"] == RunState.QUEUED:
+            self._publish(session, [row])
+
+    def hand_over(self, session: TenantSession, workflow_id: str, key: str) -> int:
+        """Queue the runs that wait for a place under a limit where there are any; how many."""
+        relatives.lock_key(session, workflow_id, key)
+        rows = relatives.hand_over(session, workflow_id, key)
+        self._publish(session, rows)
+        return len(rows)
+
+    def resume(self, session: TenantSession, run_id: str, answer: Answer) -> Answered:
+        """Give a run the answer that it waits for; it goes on in its tenant's turn.
+
+        Raises NotFound, Conflict ``run_not_waiting`` when nothing (more) waits for an answer, ``answer_ambiguous``
+        when several steps do and none is named, Gone ``approval_expired`` when it comes too late.
+        """
+        rows = waits.lock_and_list(session, run_id)
+        if rows is None:
+            raise NotFound(f"There is no run {run_id}.")
+        row = the_one(rows, answer)
+        waits.answer(session, run_id, row["step_id"], row["item"], answer.signal(datetime.now(UTC)))
+        self.signal(session, run_id)
+        return Answered(run_id, row["step_id"], row["item"], answer.approved)
+
+    def _publish(self, session: TenantSession, rows: Sequence[Row]) -> None:
+        """Once the transaction is durable."""
+        messages = [
+            RunMessage(row["id"], session.tenant_id, row["workflow_id"], row["priority"], row["attempt"], row["lane"])
+            for row in rows
+        ]
+        if messages:
+            session.after_commit(lambda: self.publish_or_leave(*messages))
 
     def release_held(self, session: TenantSession, workflow_id: str) -> int:
         """Queue the runs that a flood of one poll held back, oldest first; how many. Those over a quota stay held."""
         released = stored.release(session, workflow_id, reason=FLOODED)
-        messages = [
-            RunMessage(row["id"], session.tenant_id, workflow_id, row["priority"], row["attempt"], row["lane"])
-            for row in released
-        ]
-        if messages:
-            session.after_commit(lambda: self.publish_or_leave(*messages))
-        return len(messages)
+        self._publish(session, released)
+        return len(released)
 
     def publish_or_leave(self, *messages: RunMessage) -> None:
         """Publish what is committed; a broker that does not answer costs a log line, and the sweeper goes on."""
@@ -123,5 +207,7 @@ def _columns(request: Start) -> Row:
         "priority": request.priority,
         "idempotency_key": request.idempotency_key,
         "replay_of": request.replay_of,
+        "parent_run_id": request.parent_run_id,
+        "depth": request.depth,
         "wait_reason": request.hold,
     }

@@ -24,7 +24,10 @@ class RunState(StrEnum):
     HELD = "held", "Accepted and stored, but over a quota; it starts by itself when there is room again."
     QUEUED = "queued", "Ready to run; waiting for its tenant's turn on a worker."
     RUNNING = "running", "A worker executes its steps; the attempt number fences off any earlier worker."
-    WAITING = "waiting", "Parked without a worker: asleep, waiting for an approval, or backing off before a retry."
+    WAITING = (
+        "waiting",
+        "Parked without a worker: asleep, backing off, or waiting for an answer, another run or a place.",
+    )
     SUCCEEDED = "succeeded", "Every step that had to run has finished."
     FAILED = "failed", "A step failed for good, or the run could not be executed."
     CANCELLED = "cancelled", "Somebody ended it; no further step begins."
@@ -45,7 +48,7 @@ class StepState(StrEnum):
     def __init__(self, _value: str, meaning: str = "") -> None:
         self.meaning = meaning
 
-    RUNNING = "running", "Its intent is recorded; the effect may or may not have happened yet."
+    RUNNING = "running", "Begun: its effect may or may not have happened yet, or it waits without a worker."
     SUCCEEDED = "succeeded", "Finished; its output is stored and it is never run again for this run."
     FAILED = "failed", "Failed for good after its retries."
     SKIPPED = "skipped", "Its condition was not true."

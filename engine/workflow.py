@@ -1,48 +1,69 @@
 """The workflow document as values: trigger, steps and the graph that they form. Frozen; JSON by pydantic.
 
-These models know one document's shape. What needs to know more (the actions that exist, whether expressions compile)
-is in `engine.definition`. A key that is not listed here is refused. Later keys go into `Step` as optional fields with
-defaults: `engine.definition.canonical` leaves defaults out, so hashes of stored versions do not change.
+These models know one document's shape; steps are in `engine.step`, their order in `engine.graph`. What needs to know
+more (the actions that exist, whether expressions compile) is in `engine.definition`. A key that is not listed here is
+refused. Later keys are optional, with defaults that the canonical form leaves out, so hashes of versions do not change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
-from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any, Literal, Self, TypeAlias
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from engine.durations import LONGEST, Duration
-from engine.ports import RetryPolicy
+from engine.graph import Graph, graph_of
+from engine.step import (
+    ID_PATTERN,
+    Approval,
+    Case,
+    ForEach,
+    Part,
+    Retry,
+    Step,
+    Switch,
+    Timeout,
+    Wait,
+    between,
+)
+
+__all__ = [
+    "ID_PATTERN",
+    "MAX_STEPS",
+    "RUN_WORKFLOW",
+    "Approval",
+    "Case",
+    "Concurrency",
+    "ForEach",
+    "Graph",
+    "Interval",
+    "ManualTrigger",
+    "Name",
+    "OnFailure",
+    "PollTrigger",
+    "Retry",
+    "ScheduleTrigger",
+    "Step",
+    "Switch",
+    "Timeout",
+    "Trigger",
+    "Wait",
+    "WebhookTrigger",
+    "Workflow",
+    "graph_of",
+]
 
 MAX_STEPS = 100
-ID_PATTERN = r"^[a-z][a-z0-9_]{0,63}$"
+RUN_WORKFLOW = "workflow.run"
+"""The action that starts a run of another workflow."""
 _ANY_DATE = datetime(2024, 1, 1)  # noqa: DTZ001 - never compared
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, hide_input_in_errors=True)
-
-
-def _between(shortest: timedelta, longest: timedelta, sentence: str) -> AfterValidator:
-    def check(value: timedelta) -> timedelta:
-        if not shortest <= value <= longest:
-            raise ValueError(sentence)
-        return value
-
-    return AfterValidator(check)
-
-
-Interval = Annotated[Duration, _between(timedelta(seconds=1), LONGEST, "must be at least 1s")]
-Timeout = Annotated[
-    Duration, _between(timedelta(milliseconds=1), timedelta(hours=1), "must be more than 0, at most 1h")
-]
+Interval = Annotated[Duration, between(timedelta(seconds=1), LONGEST, "must be at least 1s")]
 
 
 def _without_nul(name: str) -> str:
@@ -75,7 +96,7 @@ def _timezone(name: str) -> str:
     return name
 
 
-class WebhookTrigger(_Part):
+class WebhookTrigger(Part):
     """A POST to /api/webhooks/{workflow id} starts a run. With a secret, only signed requests do."""
 
     type: Literal["webhook"]
@@ -84,7 +105,7 @@ class WebhookTrigger(_Part):
     """Whether the URL was given out by the multi-user system, whose senders know nothing of signatures."""
 
 
-class ScheduleTrigger(_Part):
+class ScheduleTrigger(Part):
     """Runs at the times of `cron` in `timezone`, or `every` so often."""
 
     type: Literal["schedule"]
@@ -105,7 +126,7 @@ class ScheduleTrigger(_Part):
         return self
 
 
-class PollTrigger(_Part):
+class PollTrigger(Part):
     """Looks at a source `every` so often and starts a run for each new item."""
 
     type: Literal["poll"]
@@ -116,7 +137,7 @@ class PollTrigger(_Part):
     """What the first poll does: only remember what is there, or run for each item."""
 
 
-class ManualTrigger(_Part):
+class ManualTrigger(Part):
     """Runs are started by the API or the console only."""
 
     type: Literal["manual"]
@@ -127,104 +148,31 @@ Trigger: TypeAlias = Annotated[
 ]
 
 
-class Retry(_Part):
-    """`attempts` counts the first one too; waits grow from `initial` to `max`, with jitter."""
+class Concurrency(Part):
+    """How many runs of the workflow, with the same key, may be under way at once."""
 
-    attempts: int = Field(default=1, ge=1, le=20)
-    initial: Duration = timedelta(seconds=1)
-    max: Duration = timedelta(minutes=1)
-
-    @model_validator(mode="after")
-    def _grows(self) -> Self:
-        if self.max < self.initial:
-            raise ValueError("max must not be less than initial")
-        return self
+    key: str | None = None
+    """CEL over `trigger` and `workflow`: only runs with the same value count together; all of them without it."""
+    limit: int = Field(default=1, ge=1, le=1000)
+    on_limit: Literal["queue", "cancel_running", "drop_new"] = "queue"
 
 
-class Step(_Part):
-    """One action with its input. `needs` left out means: after the step before it."""
+class OnFailure(Part):
+    """The workflow that is started when a run has failed."""
 
-    id: Annotated[str, StringConstraints(pattern=ID_PATTERN)]
-    action: str
-    credential: str | None = None
-    if_: str | None = Field(default=None, alias="if")
-    with_: dict[str, Any] = Field(default_factory=dict, alias="with")
-    needs: tuple[str, ...] | None = None
-    retry: Retry = Retry()
-    timeout: Timeout = timedelta(seconds=30)
-    templates: Literal["cel", "legacy"] = "cel"
-    """``legacy``: strings hold ``{{dotted.paths}}`` into the webhook's body instead of CEL."""
-
-    @property
-    def retry_policy(self) -> RetryPolicy:
-        """The `retry` block as the engine's decision function takes it."""
-        return RetryPolicy(self.retry.attempts, self.retry.initial, self.retry.max)
+    workflow: Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
-@dataclass(frozen=True, slots=True)
-class Graph:
-    """Which step waits for which. `needs` has every step, in the document's order."""
-
-    steps: tuple[Step, ...]
-    needs: Mapping[str, frozenset[str]]
-
-    def ready(self, finished: Collection[str], *, begun: Collection[str] = ()) -> list[Step]:
-        """Steps whose needs are all in `finished` (succeeded or skipped), without those finished or `begun`.
-
-        In the document's order; independent steps come together, to be run in parallel.
-        """
-        return [
-            step
-            for step in self.steps
-            if step.id not in finished and step.id not in begun and self.needs[step.id].issubset(finished)
-        ]
-
-    def before(self, step_id: str) -> set[str]:
-        """Ids of all steps that are certain to have finished when this one starts."""
-        found: set[str] = set()
-        waiting = [step_id]
-        while waiting:
-            new = self.needs.get(waiting.pop(), frozenset()) - found
-            found |= new
-            waiting.extend(new)
-        return found - {step_id}
-
-    def cycle(self) -> list[str] | None:
-        """The ids of one cycle, first again at the end; None when there is none."""
-        try:
-            TopologicalSorter(self.needs).prepare()
-        except CycleError as error:
-            return list(reversed(error.args[1]))
-        return None
-
-    def plan(self) -> tuple[tuple[str, ...], ...]:
-        """The steps in waves: each wave needs only earlier ones. For people; the executor does not wait for waves."""
-        sorter = TopologicalSorter(self.needs)
-        sorter.prepare()
-        waves = []
-        while sorter.is_active():
-            now = set(sorter.get_ready())
-            waves.append(tuple(step.id for step in self.steps if step.id in now))
-            sorter.done(*now)
-        return tuple(waves)
-
-
-def graph_of(steps: Sequence[Step]) -> Graph:
-    """The graph of `steps`: a step without `needs` comes after the one before it."""
-    needs: dict[str, frozenset[str]] = {}
-    before: tuple[str, ...] = ()
-    for step in steps:
-        needs[step.id] = frozenset(before if step.needs is None else step.needs)
-        before = (step.id,)
-    return Graph(tuple(steps), needs)
-
-
-class Workflow(_Part):
+class Workflow(Part):
     """A whole document. Equal documents are equal values."""
 
     name: Name
     trigger: Trigger
     steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=MAX_STEPS)]
+    timeout: Interval | None = None
+    """How long after its beginning a run is ended, waits included."""
+    concurrency: Concurrency | None = None
+    on_failure: OnFailure | None = None
 
     @cached_property
     def graph(self) -> Graph:
@@ -234,3 +182,18 @@ class Workflow(_Part):
     def plan(self) -> tuple[tuple[str, ...], ...]:
         """Ids of the steps in waves that may run in parallel."""
         return self.graph.plan()
+
+    @cached_property
+    def asks(self) -> bool:
+        """Whether a person may have to answer something before a run goes on."""
+        return any((step.wait is not None and step.wait.approval) or step.on_unknown == "ask" for step in self.steps)
+
+    @cached_property
+    def has_children(self) -> bool:
+        """Whether runs of it may start runs and wait for them."""
+        return any(step.action == RUN_WORKFLOW for step in self.steps)
+
+    @cached_property
+    def by_id(self) -> dict[str, Step]:
+        """The steps by their ids."""
+        return {step.id: step for step in self.steps}

@@ -182,6 +182,8 @@ class Workflows:
             raise InvalidInput(faults)
 
     def _credential_faults(self, step: Step, names: Mapping[str, str]) -> Iterator[str]:
+        if step.action is None:
+            return
         action = self._actions[step.action]
         fitting = [name for name, service in names.items() if service == action.service]
         if step.credential is not None and step.credential not in names:

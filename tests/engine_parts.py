@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
 import actions
+from engine.answers import Answer
 from engine.db import Database, Row, dump_json
 from engine.definition import canonical, parse
 from engine.executor import Executor
@@ -17,7 +19,9 @@ from engine.expressions import Evaluator
 from engine.pipeline import Tools
 from engine.ports import PollMessage, RunMessage
 from engine.repository import credentials
+from engine.resume_links import ResumeLinks
 from engine.runs import Runs, Start
+from engine.sweeper import Sweeper
 from engine.vault import MasterKeyRing, Vault
 
 
@@ -48,17 +52,19 @@ class Parts:
     evaluator: Evaluator
     publisher: ListPublisher = field(default_factory=ListPublisher)
     tenant: str = "acme"
+    url: str = ""
 
     def __post_init__(self) -> None:
         self.runs = Runs(self.publisher)
+        self.links = ResumeLinks("s" * 40, "https://fairlane.example")
         self.executor = self.another_worker()
 
     def another_worker(self) -> Executor:
-        return Executor(Tools(self.database, self.vault, self.registry, self.evaluator))
+        return Executor(Tools(self.database, self.vault, self.registry, self.evaluator, self.runs, self.links))
 
-    def workflow(self, *steps: dict[str, Any], name: str = "W", workflow_id: str = "wf_1") -> str:
-        """Store a workflow with a manual trigger; returns its id."""
-        document = {"name": name, "trigger": {"type": "manual"}, "steps": list(steps)}
+    def workflow(self, *steps: dict[str, Any], name: str = "W", workflow_id: str = "wf_1", **more: Any) -> str:
+        """Store a workflow with a manual trigger and `more` keys of a document; returns its id."""
+        document = {"name": name, "trigger": {"type": "manual"}, "steps": list(steps), **more}
         stored = canonical(parse(document, actions=self.registry, sources={}, evaluator=self.evaluator))
         with self.database.tenant(self.tenant) as session:
             session.execute(
@@ -96,9 +102,38 @@ class Parts:
             run_id: str = self.runs.start(session, request).run["id"]
         return run_id
 
+    def let_pass(self, **duration: float) -> None:
+        """Let everything that waits in the database have waited for so long more."""
+        with self.database.system() as session:
+            for table in ("runs", "steps"):
+                session.execute(
+                    sa.text(f"UPDATE {table} SET wake_at = wake_at - cast(:passed AS interval)"),
+                    {"passed": timedelta(**duration)},
+                )
+
+    def silence(self) -> None:
+        """Whoever has runs in hand has said nothing for a minute."""
+        self.fill("UPDATE runs SET heartbeat_at = now() - interval '1 minute' WHERE status = 'running'")
+
+    def fill(self, statement: str) -> None:
+        """Run a statement over all tenants."""
+        engine = sa.create_engine(self.url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.exec_driver_sql(statement)
+        engine.dispose()
+
+    def sweep_and_run(self, *, tenant: str = "acme") -> list[str]:
+        """One sweep, then a worker for each message that is there; the ids of the runs that it had, in order."""
+        Sweeper(self.database, self.publisher, runs=self.runs).run_once()
+        messages, self.publisher.messages = list(self.publisher.messages.values()), {}
+        for message in messages:
+            self.another_worker().run(tenant, message.run_id)
+        return [message.run_id for message in messages]
+
     def execute(self, *steps: dict[str, Any], **options: Any) -> Row:
         """Store a workflow, start it once, execute it here; the run's row."""
         run_id = self.start(self.workflow(*steps), **options)
+        self.publisher.messages.pop(run_id)
         self.executor.run(self.tenant, run_id)
         return self.run_row(run_id)
 
@@ -106,7 +141,20 @@ class Parts:
         return self.rows("SELECT * FROM runs WHERE id = :id", id=run_id)[0]
 
     def steps_of(self, run_id: str) -> dict[str, Row]:
-        return {row["step_id"]: row for row in self.rows("SELECT * FROM steps WHERE run_id = :id", id=run_id)}
+        """By id; items as ``id:item``."""
+        rows = self.rows("SELECT * FROM steps WHERE run_id = :id", id=run_id)
+        return {":".join(filter(None, (row["step_id"], row["item"]))): row for row in rows}
+
+    def statuses(self, run_id: str) -> dict[str, str]:
+        return {step: row["status"] for step, row in self.steps_of(run_id).items()}
+
+    def resume(self, run_id: str, **answer: Any) -> Any:
+        with self.database.tenant(self.tenant) as session:
+            return self.runs.resume(session, run_id, Answer(**{"approved": True, "by": "user_ada", **answer}))
+
+    def cancel(self, run_id: str) -> bool:
+        with self.database.tenant(self.tenant) as session:
+            return self.runs.cancel(session, run_id)
 
     def lines_of(self, run_id: str) -> list[Row]:
         return self.rows("SELECT * FROM execution_logs WHERE run_id = :id ORDER BY seq", id=run_id)
@@ -125,5 +173,7 @@ def parts_for(database_url: str, **more_actions: Any) -> Iterator[Parts]:
     registry = actions.build(allowed_networks=("127.0.0.0/8",))
     with Evaluator(children=1) as evaluator:
         added = {action.name: action for action in more_actions.values()}
-        yield Parts(database, Vault(MasterKeyRing({"k": b"1" * 32})), {**registry, **added}, evaluator)
+        yield Parts(
+            database, Vault(MasterKeyRing({"k": b"1" * 32})), {**registry, **added}, evaluator, url=database_url
+        )
     database.close()

@@ -134,6 +134,13 @@ def heartbeat(session: SystemSession, held: Sequence[tuple[str, str, int]]) -> s
     return {row["id"] for row in rows}
 
 
+def lost(session: SystemSession, held: Sequence[tuple[str, str, int]]) -> set[str]:
+    """Of (tenant, run, attempt), the ids of those that are no longer this worker's."""
+    tenants, ids, attempts = ([item[n] for item in held] for n in range(3))
+    rows = session.query("lost_runs", tenant_ids=tenants, run_ids=ids, attempts=attempts)
+    return {row["id"] for row in rows}
+
+
 def overdue(
     session: SystemSession, *, queued_seconds: float, silent_seconds: float, after: str, limit: int
 ) -> list[Row]:
@@ -144,8 +151,8 @@ def overdue(
 
 
 def wake(session: SystemSession, *, limit: int) -> list[Row]:
-    """Queue the waiting runs whose time has come."""
-    return session.query("wake_runs", limit=limit)
+    """Queue the waiting runs whose time has come; those that waited longest first."""
+    return sorted(session.query("wake_runs", limit=limit), key=lambda row: (row["due_at"], row["id"]))
 
 
 def workflow_version(session: TenantSession, workflow_id: str, version: int) -> Row | None:

@@ -1,14 +1,15 @@
 -- name: start_run
 -- Why one statement: admission, insert and dedupe cost one round trip; no row means look closer (runs.start).
 WITH tenant AS (
-    SELECT t.id, lane_config(p.limits || t.limits, greatest(p.limits_version, t.limits_version)) AS lane
+    SELECT t.id, lane_config(p.limits || t.limits, greatest(p.limits_version, t.limits_version)) AS lane,
+           ((p.limits || t.limits) ->> 'max_run_seconds')::int AS max_seconds
     FROM tenants t JOIN plans p ON p.name = t.plan
     WHERE t.id = :tenant_id AND t.status = 'active'
 )
 INSERT INTO runs (tenant_id, id, workflow_id, version, status, trigger, input, priority, idempotency_key, replay_of,
-                  wait_reason)
+                  parent_run_id, depth, max_seconds, wait_reason)
 SELECT w.tenant_id, :run_id, w.id, coalesce(:version::int, w.version), :status, :trigger, :input::jsonb, :priority,
-       :idempotency_key, :replay_of, :wait_reason
+       :idempotency_key, :replay_of, :parent_run_id, :depth, tenant.max_seconds, :wait_reason
 FROM workflows w JOIN tenant ON tenant.id = w.tenant_id
 WHERE w.tenant_id = :tenant_id AND w.id = :workflow_id AND w.is_active AND w.deleted_at IS NULL
 ON CONFLICT (tenant_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
@@ -23,15 +24,23 @@ UPDATE runs SET
     checkpoint = 0,
     crashes = crashes + (status = 'running')::int,
     started_at = coalesce(started_at, now()),
-    heartbeat_at = now()
+    heartbeat_at = now(),
+    wake_at = NULL,
+    deadline_at = CASE WHEN status = 'running' THEN deadline_at
+                       ELSE coalesce(deadline_at + (now() - heartbeat_at), now() + max_seconds * interval '1 second')
+                  END
 WHERE tenant_id = :tenant_id AND id = :run_id
   AND (status = 'queued' OR (status = 'running' AND heartbeat_at < now() - :stale_seconds * interval '1 second'))
   AND EXISTS (SELECT 1 FROM tenants t WHERE t.id = :tenant_id AND t.status = 'active')
-RETURNING id, workflow_id, version, trigger, input, attempt, crashes, priority, replay_of, queued_at, started_at;
+RETURNING id, workflow_id, version, trigger, input, attempt, crashes, priority, replay_of, queued_at, started_at,
+          parent_run_id, depth, concurrency_key, max_seconds,
+          extract(epoch FROM deadline_at - now())::float8 AS seconds_left,
+          extract(epoch FROM now() - started_at)::float8 AS age;
 
 -- name: finished_steps
 -- Why: what earlier attempts finished is never run again; the count bounds the log over all attempts.
-SELECT step_id, item, status, attempt, output, error,
+SELECT step_id, item, status, attempt, output, error, started_at, wait_reason, signal,
+       extract(epoch FROM wake_at - now())::float8 AS wake_seconds,
        (SELECT count(*) FROM execution_logs l WHERE l.tenant_id = :tenant_id AND l.run_id = :run_id) AS lines
 FROM steps
 WHERE tenant_id = :tenant_id AND run_id = :run_id;
@@ -39,6 +48,7 @@ WHERE tenant_id = :tenant_id AND run_id = :run_id;
 -- name: save_progress
 -- Why one statement: steps, log lines and ledger of a checkpoint, all or nothing, only while the attempt still holds.
 -- Why numbered: one whose answer was lost may be sent again, and is stored once.
+-- Why wake_at may be there already: what came for a run that was still running (`signal_run`) wakes it at once.
 WITH run AS (
     UPDATE runs SET
         status = :status,
@@ -46,21 +56,25 @@ WITH run AS (
         output = coalesce(:output::jsonb, output),
         error = :error::jsonb,
         wait_reason = :wait_reason,
-        wake_at = now() + :wake_seconds::float8 * interval '1 second',
+        wake_at = CASE :status::text WHEN 'running' THEN wake_at
+                      WHEN 'waiting' THEN least(wake_at, now() + :wake_seconds::float8 * interval '1 second') END,
         heartbeat_at = now(),
         finished_at = CASE WHEN :terminal::boolean THEN now() END
     WHERE tenant_id = :tenant_id AND id = :run_id AND attempt = :attempt AND status = 'running'
       AND (:checkpoint::int IS NULL OR checkpoint = :checkpoint::int - 1)
     RETURNING tenant_id, id, workflow_id
 ), saved AS (
-    INSERT INTO steps (tenant_id, run_id, step_id, item, status, attempt, output, error, started_at, finished_at)
-    SELECT run.tenant_id, run.id, s.step_id, s.item, s.status, s.attempt, s.output, s.error, s.started_at, s.finished_at
+    INSERT INTO steps (tenant_id, run_id, step_id, item, status, attempt, output, error, started_at, finished_at,
+                       wait_reason, wake_at)
+    SELECT run.tenant_id, run.id, s.step_id, s.item, s.status, s.attempt, s.output, s.error, s.started_at,
+           s.finished_at, s.wait_reason, now() + s.wake_seconds * interval '1 second'
     FROM run, jsonb_to_recordset(:steps::jsonb) AS s (
         step_id text, item text, status text, attempt int, output jsonb, error jsonb,
-        started_at timestamptz, finished_at timestamptz)
+        started_at timestamptz, finished_at timestamptz, wait_reason text, wake_seconds float8)
     ON CONFLICT (tenant_id, run_id, step_id, item) DO UPDATE SET
         status = excluded.status, attempt = excluded.attempt, output = excluded.output, error = excluded.error,
-        finished_at = excluded.finished_at
+        finished_at = excluded.finished_at, wait_reason = excluded.wait_reason, wake_at = excluded.wake_at,
+        signal = NULL
 ), lines AS (
     INSERT INTO execution_logs (tenant_id, run_id, step_id, level, message, data, at)
     SELECT run.tenant_id, run.id, l.step_id, l.level, l.message, l.data, l.at
@@ -79,6 +93,44 @@ UPDATE runs r SET heartbeat_at = now()
 FROM unnest(:tenant_ids::text[], :run_ids::text[], :attempts::int[]) AS held (tenant_id, run_id, attempt)
 WHERE r.tenant_id = held.tenant_id AND r.id = held.run_id AND r.attempt = held.attempt AND r.status = 'running'
 RETURNING r.id;
+
+-- name: lost_runs
+-- Why: between heartbeats, one look per process and second, so that a cancel is seen soon.
+SELECT held.run_id AS id
+FROM unnest(:tenant_ids::text[], :run_ids::text[], :attempts::int[]) AS held (tenant_id, run_id, attempt)
+LEFT JOIN runs r
+    ON r.tenant_id = held.tenant_id AND r.id = held.run_id AND r.attempt = held.attempt AND r.status = 'running'
+WHERE r.id IS NULL;
+
+-- name: signal_run
+-- Why both states: what a run waits for may come before it has been put aside; then it wakes as soon as it is.
+UPDATE runs r SET
+    status = CASE r.status WHEN 'waiting' THEN 'queued' ELSE r.status END,
+    wait_reason = NULL,
+    wake_at = CASE r.status WHEN 'running' THEN now() END
+FROM tenants t JOIN plans p ON p.name = t.plan
+WHERE t.id = :tenant_id AND r.tenant_id = t.id AND r.id = :run_id AND r.status IN ('waiting', 'running')
+  AND r.wait_reason IS DISTINCT FROM 'concurrency'
+RETURNING r.id, r.tenant_id, r.workflow_id, r.priority, r.status, r.attempt,
+          lane_config(p.limits || t.limits, greatest(p.limits_version, t.limits_version)) AS lane;
+
+-- name: hand_over
+-- Why counted: whatever ended or woke, as many wait on as must; the oldest goes first. Asked under a lock of the key.
+WITH under_way AS (
+    SELECT count(*) AS n FROM runs
+    WHERE tenant_id = :tenant_id AND workflow_id = :workflow_id AND concurrency_key = :key AND finished_at IS NULL
+      AND wait_reason IS DISTINCT FROM 'concurrency' AND id <> :ending
+), line AS (
+    SELECT id, concurrency_limit, row_number() OVER (ORDER BY id) AS place FROM runs
+    WHERE tenant_id = :tenant_id AND workflow_id = :workflow_id AND concurrency_key = :key AND finished_at IS NULL
+      AND wait_reason = 'concurrency' AND id <> :ending
+)
+UPDATE runs r SET status = 'queued', wait_reason = NULL, wake_at = NULL
+FROM tenants t JOIN plans p ON p.name = t.plan
+WHERE t.id = :tenant_id AND r.tenant_id = t.id AND r.id IN (
+    SELECT line.id FROM line, under_way WHERE line.place + under_way.n <= line.concurrency_limit)
+RETURNING r.id, r.tenant_id, r.workflow_id, r.priority, r.status, r.attempt,
+          lane_config(p.limits || t.limits, greatest(p.limits_version, t.limits_version)) AS lane;
 
 -- name: workflow_version
 -- Why: the worker's cache misses once per version; a version never changes.
@@ -127,10 +179,10 @@ ORDER BY r.id
 LIMIT :limit;
 
 -- name: wake_runs
--- Why SKIP LOCKED: any number of sweepers wake different runs.
+-- Why SKIP LOCKED: any number of sweepers wake different runs. Those that waited longest come first.
 UPDATE runs r SET status = 'queued', wait_reason = NULL, wake_at = NULL
 FROM (
-    SELECT w.tenant_id, w.id,
+    SELECT w.tenant_id, w.id, w.wake_at,
            lane_config(p.limits || t.limits, greatest(p.limits_version, t.limits_version)) AS lane
     FROM runs w JOIN tenants t ON t.id = w.tenant_id AND t.status = 'active' JOIN plans p ON p.name = t.plan
     WHERE w.wake_at <= now() AND w.status = 'waiting'
@@ -139,7 +191,23 @@ FROM (
     FOR UPDATE OF w SKIP LOCKED
 ) due
 WHERE r.tenant_id = due.tenant_id AND r.id = due.id
-RETURNING r.tenant_id, r.id, r.workflow_id, r.priority, r.status, r.attempt, due.lane;
+RETURNING r.tenant_id, r.id, r.workflow_id, r.priority, r.status, r.attempt, due.lane, due.wake_at AS due_at;
+
+-- name: stranded_runs
+-- Why: whoever waits for other runs is woken by their end; should that ever fail, the sweeper finds it here.
+SELECT w.tenant_id, w.id, w.wait_reason, w.workflow_id, w.concurrency_key, NOT EXISTS (
+    SELECT 1 FROM runs c
+    WHERE w.wait_reason = 'workflow' AND c.parent_run_id = w.id AND c.tenant_id = w.tenant_id AND c.finished_at IS NULL
+) AND NOT EXISTS (
+    SELECT 1 FROM runs h
+    WHERE w.wait_reason = 'concurrency' AND h.tenant_id = w.tenant_id AND h.workflow_id = w.workflow_id
+      AND h.concurrency_key = w.concurrency_key AND h.finished_at IS NULL
+      AND h.wait_reason IS DISTINCT FROM 'concurrency'
+) AS stranded
+FROM runs w
+WHERE w.wait_reason IN ('workflow', 'concurrency') AND w.id > :after
+ORDER BY w.id
+LIMIT :limit;
 
 -- name: caller_by_user
 -- Why outer joins: no row means no such user, a row without a role means no member; the caller is told which.

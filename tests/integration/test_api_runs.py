@@ -37,7 +37,7 @@ def person(api: Api) -> Person:
 def execute(api: Api, person: Person, run_id: str) -> None:
     """What a worker does with the run."""
     parts = api.services
-    tools = Tools(parts.database, parts.vault, parts.actions, parts.evaluator)
+    tools = Tools(parts.database, parts.vault, parts.actions, parts.evaluator, parts.runs)
     Executor(tools).run(person.tenant_id, run_id)
 
 

@@ -178,7 +178,7 @@ class Suspending(Action):
 def execute(api: Api, person: Person, run_id: str, *others: Action) -> None:
     parts = api.services
     registry = {**parts.actions, **{action.name: action for action in others}}
-    Executor(Tools(parts.database, parts.vault, registry, parts.evaluator)).run(person.tenant_id, run_id)
+    Executor(Tools(parts.database, parts.vault, registry, parts.evaluator, parts.runs)).run(person.tenant_id, run_id)
 
 
 TOMORROW = datetime.now(UTC) + timedelta(days=1)

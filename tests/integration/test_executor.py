@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict
 
 import migrations
 from embedded.postgres import PostgresServer
@@ -24,51 +23,19 @@ from engine.repository import runs
 from engine.states import RunState
 from engine.sweeper import Result, Sweeper
 from tests.engine_parts import Parts, parts_for
-
-
-class AnyInput(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
-
-class Scripted:
-    """A real action whose behaviour a test gives; it counts its calls and keeps their contexts."""
-
-    summary = "Does what the test says."
-    service: str | None = None
-    credential_required = False
-    has_effects = True
-    honours_deadline = True
-    input_model = AnyInput
-    output_schema: dict[str, Json] = {}  # noqa: RUF012
-
-    def __init__(self, name: str, body: Callable[[StepContext, Any], Json]) -> None:
-        self.name = name
-        self.body = body
-        self.contexts: list[StepContext] = []
-
-    def run(self, context: StepContext, parameters: Any) -> Json:
-        self.contexts.append(context)
-        return self.body(context, parameters)
+from tests.scripted import WorkerDied, echo, scripted
 
 
 @pytest.fixture
 def script() -> SimpleNamespace:
     """`script.body` is what the action ``test.script`` does."""
-    holder = SimpleNamespace(body=lambda _context, _parameters: None)
-    holder.action = Scripted("test.script", lambda context, parameters: holder.body(context, parameters))
-    return holder
+    return scripted()
 
 
 @pytest.fixture
 def parts(database_url: str, script: SimpleNamespace) -> Iterator[Parts]:
     with parts_for(database_url, script=script.action) as parts:
         yield parts
-
-
-def echo(step_id: str = "one", **keys: Any) -> dict[str, Any]:
-    """A step; `if_` and `with_` stand for the words that Python reserves."""
-    named = {key.removesuffix("_"): value for key, value in keys.items()}
-    return {"id": step_id, "action": "debug.echo", "with": {"at": step_id}, **named}
 
 
 def test_a_one_step_run_succeeds_with_output_lines_and_ledger(parts: Parts) -> None:
@@ -163,10 +130,9 @@ def test_a_long_backoff_parks_the_run_and_it_goes_on_when_woken(parts: Parts, sc
     script.body = body
     run = parts.execute(echo("first"), {"id": "one", "action": "test.script", "retry": {"attempts": 2}})
     assert (run["status"], run["wait_reason"]) == ("waiting", "retry_backoff")
-    with parts.database.system() as session:
-        session.execute(sa.text("UPDATE runs SET wake_at = now()"))
+    parts.let_pass(minutes=10)
     parts.publisher.messages.clear()
-    assert Sweeper(parts.database, parts.publisher).run_once().woken == 1
+    assert Sweeper(parts.database, parts.publisher, runs=parts.runs).run_once().woken == 1
     assert list(parts.publisher.messages) == [f"{run['id']}.1"]
     assert parts.another_worker().run("acme", run["id"]) is RunState.SUCCEEDED
     assert [context.attempt for context in script.action.contexts] == [1, 2]
@@ -182,9 +148,6 @@ def test_a_suspended_step_holds_no_worker(parts: Parts, script: SimpleNamespace)
 
 
 def test_a_run_taken_over_continues_behind_its_last_finished_step(parts: Parts, script: SimpleNamespace) -> None:
-    class WorkerDied(BaseException):
-        pass
-
     def die(_context: StepContext, _parameters: Any) -> Json:
         raise WorkerDied
 
@@ -264,7 +227,7 @@ def test_a_run_that_kills_its_worker_again_and_again_fails_with_the_reason(parts
                 " heartbeat_at = now() - interval '1 minute'"
             )
         )
-    assert parts.executor.run("acme", run_id) is None
+    assert parts.executor.run("acme", run_id) is RunState.FAILED
     run = parts.run_row(run_id)
     assert (run["status"], run["error"]["code"]) == ("failed", "crashed")
 
@@ -439,7 +402,7 @@ class TestSweeper:
 
     @pytest.fixture
     def sweeper(self, parts: Parts) -> Sweeper:
-        return Sweeper(parts.database, parts.publisher, queued_seconds=0, silent_seconds=20)
+        return Sweeper(parts.database, parts.publisher, runs=parts.runs, queued_seconds=0, silent_seconds=20)
 
     def test_a_run_that_was_never_published_is_published(self, parts: Parts, sweeper: Sweeper) -> None:
         run_id = parts.start(parts.workflow(echo()))

@@ -29,6 +29,7 @@ BUILT_IN = {
     "debug.echo",
     "debug.sleep",
     "debug.fail",
+    "workflow.run",
 }
 
 
@@ -98,6 +99,7 @@ def test_every_description_is_json_with_its_schemas(registry: Registry) -> None:
         "http.request",
         "slack.message",
         "discord.message",
+        "workflow.run",
     }
 
 

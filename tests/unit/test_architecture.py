@@ -1,4 +1,4 @@
-"""The laws of the layout, drawn in docs/architecture.md: who may import whom, and how long files and functions may be."""
+"""The laws of the layout (docs/architecture.md): who may import whom, and how long files and functions may be."""
 
 from __future__ import annotations
 
@@ -15,19 +15,40 @@ OURS = {*ROOMS, "tasks", "celeryconfig"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 60
 
 PURE = {
-    "cel_child", "cel_pool", "cel_source", "cel_wire", "common_passwords", "definition", "definition_checks",
-    "definition_faults", "document_text", "durations", "errors", "expressions", "ids", "legacy_form", "passwords",
-    "permissions", "ports", "redaction", "retry", "states", "templates", "workflow",
+    "answers", "cel_child", "cel_pool", "cel_source", "cel_wire", "common_passwords", "definition", "definition_checks",
+    "definition_faults", "document_text", "durations", "errors", "expressions", "graph", "ids", "legacy_form",
+    "passwords", "permissions", "ports", "redaction", "resume_links", "retry", "states", "step", "templates",
+    "workflow",
 }  # fmt: skip
 IO = ["settings", "logs", "metrics", "sql", "db", "models", "repository", "vault"]
 SERVICES: dict[str, set[str]] = {
     "execution": set(),
     "heartbeat": {"execution"},
     "patience": {"execution"},
-    "pipeline": {"execution", "patience"},
-    "executor": {"execution", "heartbeat", "patience", "pipeline", "runs", "quotas", "usage"},
+    "tools": {"runs"},
+    "outcomes": {"execution"},
+    "children": {"execution", "outcomes", "patience", "runs", "tools"},
+    "control": {"children", "execution", "outcomes", "tools"},
+    "perform": {"children", "execution", "outcomes", "tools"},
+    "pipeline": {"control", "execution", "outcomes", "patience", "perform", "tools"},
+    "progress": {"execution"},
+    "checkpoints": {"execution", "patience", "runs", "tools"},
+    "concurrency": {"checkpoints", "execution", "patience", "tools"},
+    "walk": {"checkpoints", "control", "execution", "outcomes", "pipeline", "progress", "tools"},
+    "executor": {
+        "checkpoints",
+        "concurrency",
+        "execution",
+        "heartbeat",
+        "progress",
+        "runs",
+        "tools",
+        "walk",
+        "quotas",
+        "usage",
+    },
     "runs": {"quotas"},
-    "sweeper": set(),
+    "sweeper": {"runs"},
     "workflows": {"runs"},
     "audit": set(),
     "breaker": set(),

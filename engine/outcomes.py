@@ -1,0 +1,93 @@
+"""The ways in which a step can end or be put aside: each takes an `Execution` and returns it with its result."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from engine.errors import ActionError, FairlaneError
+from engine.execution import Execution, StepResult, bounded
+from engine.ports import Json
+from engine.states import StepState
+
+RUN_TIMEOUT = "run_timeout"
+
+
+def with_result(
+    execution: Execution, status: StepState, *, since: float | None = None, calls: int = 0, **fields: Any
+) -> Execution:
+    """The step in `status`; `since` is when its call began, on the performance counter."""
+    result = StepResult(
+        execution.step.id,
+        status,
+        attempt=execution.attempt,
+        item=execution.item,
+        started_at=execution.started_at,
+        finished_at=None if status is StepState.RUNNING else datetime.now(UTC),
+        action=execution.step.action,
+        seconds=0.0 if since is None else time.perf_counter() - since,
+        calls=calls,
+        **fields,
+    )
+    return replace(execution, result=result)
+
+
+def failed(
+    execution: Execution,
+    code: str,
+    message: str,
+    *,
+    data: Json = None,
+    calls: int = 0,
+    since: float | None = None,
+) -> Execution:
+    """The step has failed for good; secrets are masked here."""
+    error = {"code": code, "message": execution.redact(message), "step": execution.step.id}
+    if execution.item:
+        error["item"] = int(execution.item)
+    if data:
+        error["data"] = bounded(execution.redact(data))
+    execution.log("error", f"Failed: {message}")
+    return with_result(execution, StepState.FAILED, error=error, calls=calls, since=since)
+
+
+def out_of_time(execution: Execution, *, calls: int = 0, since: float | None = None) -> Execution:
+    """The run's deadline passed while the step was tried."""
+    return failed(execution, RUN_TIMEOUT, execution.run.deadline.reason, calls=calls, since=since)
+
+
+def parked(
+    execution: Execution,
+    reason: str,
+    wake_seconds: float | None,
+    *,
+    output: Json = None,
+    calls: int = 0,
+    since: float | None = None,
+) -> Execution:
+    """The step waits without a worker, for so long or until something comes for it."""
+    when = "until it is resumed" if wake_seconds is None else f"for {wake_seconds:.0f} s"
+    execution.log("info", f"Waits {when} without a worker ({reason}).")
+    return with_result(
+        execution,
+        StepState.RUNNING,
+        output=output,
+        calls=calls,
+        since=since,
+        wait_reason=reason,
+        wake_seconds=wake_seconds,
+    )
+
+
+def code_of(error: Exception) -> str:
+    return error.error_code if isinstance(error, FairlaneError) else "action_crashed"
+
+
+def sentence_of(error: Exception) -> str:
+    return error.detail if isinstance(error, FairlaneError) else f"{type(error).__name__}: {error}"
+
+
+def data_of(error: Exception) -> Json:
+    return dict(error.data) or None if isinstance(error, ActionError) else None

@@ -1,0 +1,151 @@
+"""Runs that wait for other runs: children and their parents, and those that share a workflow's limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from engine.db import Row, SystemSession, TenantSession
+from engine.models import runs
+from engine.ports import Json
+
+CHILD = (runs.c.id, runs.c.idempotency_key, runs.c.parent_run_id, runs.c.status, runs.c.output, runs.c.error)
+
+
+def still_holds(session: TenantSession, run_id: str, attempt: int) -> bool:
+    """Whether the attempt has the run; nobody can end it before this transaction has ended."""
+    statement = (
+        sa.select(runs.c.id)
+        .where(
+            runs.c.tenant_id == session.tenant_id,
+            runs.c.id == run_id,
+            runs.c.attempt == attempt,
+            runs.c.status == "running",
+        )
+        .with_for_update(read=True)
+    )
+    return session.row(statement) is not None
+
+
+def child(session: TenantSession, run_id: str) -> Row:
+    row = session.row(sa.select(*CHILD).where(runs.c.tenant_id == session.tenant_id, runs.c.id == run_id))
+    assert row is not None, "it was stored in this transaction, or found by its key"  # noqa: S101
+    return row
+
+
+def children(session: TenantSession, parent_run_id: str) -> dict[str, Row]:
+    """The children of a run by their idempotency keys, which are those of its steps."""
+    statement = sa.select(*CHILD).where(runs.c.tenant_id == session.tenant_id, runs.c.parent_run_id == parent_run_id)
+    return {row["idempotency_key"]: row for row in session.rows(statement)}
+
+
+def ancestors(session: TenantSession, run_id: str) -> list[str]:
+    """The runs that wait for this one, directly or not."""
+    above = (
+        sa.select(runs.c.parent_run_id)
+        .where(runs.c.tenant_id == session.tenant_id, runs.c.id == run_id)
+        .cte("above", recursive=True)
+    )
+    above = above.union(
+        sa.select(runs.c.parent_run_id).where(runs.c.tenant_id == session.tenant_id, runs.c.id == above.c.parent_run_id)
+    )
+    rows = session.rows(sa.select(above.c.parent_run_id).where(above.c.parent_run_id.is_not(None)))
+    return [row["parent_run_id"] for row in rows]
+
+
+def live_children(session: TenantSession, parent_run_id: str) -> list[str]:
+    """Ids, in order."""
+    statement = (
+        sa.select(runs.c.id)
+        .where(
+            runs.c.tenant_id == session.tenant_id,
+            runs.c.parent_run_id == parent_run_id,
+            runs.c.finished_at.is_(None),
+        )
+        .order_by(runs.c.id)
+    )
+    return [row["id"] for row in session.rows(statement)]
+
+
+def ties(session: TenantSession, run_id: str) -> Row | None:
+    """Of a run that has not ended: its workflow, its parent and its concurrency key. None when it has."""
+    return session.row(
+        sa.select(runs.c.workflow_id, runs.c.parent_run_id, runs.c.concurrency_key).where(
+            runs.c.tenant_id == session.tenant_id, runs.c.id == run_id, runs.c.finished_at.is_(None)
+        )
+    )
+
+
+def signal(session: TenantSession, run_id: str) -> Row | None:
+    """Something came that the run may wait for: queue it, or let it wake as soon as it is put aside.
+
+    None when it does not wait; the row says whether it is queued now.
+    """
+    rows = session.query("signal_run", tenant_id=session.tenant_id, run_id=run_id)
+    return rows[0] if rows else None
+
+
+def lock_key(session: TenantSession, workflow_id: str, key: str) -> None:
+    """Until the transaction ends nobody else counts or changes who has a place under this key."""
+    name = f"concurrency:{session.tenant_id}:{workflow_id}:{key}"
+    session.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(name, 0))))
+
+
+def join_key(session: TenantSession, run_id: str, *, attempt: int, key: str, limit: int) -> bool:
+    """Write down what the run shares a limit by; False when the attempt no longer has it."""
+    statement = (
+        sa.update(runs)
+        .where(
+            runs.c.tenant_id == session.tenant_id,
+            runs.c.id == run_id,
+            runs.c.attempt == attempt,
+            runs.c.status == "running",
+        )
+        .values(concurrency_key=key, concurrency_limit=limit)
+        .returning(runs.c.id)
+    )
+    return session.row(statement) is not None
+
+
+def under_way(session: TenantSession, workflow_id: str, key: str, *, but: str) -> tuple[list[str], int]:
+    """Ids of the other runs that have a place under the key, oldest first; and how many wait for one."""
+    statement = (
+        sa.select(runs.c.id, runs.c.wait_reason)
+        .where(
+            runs.c.tenant_id == session.tenant_id,
+            runs.c.workflow_id == workflow_id,
+            runs.c.concurrency_key == key,
+            runs.c.finished_at.is_(None),
+            runs.c.id != but,
+        )
+        .order_by(runs.c.id)
+    )
+    rows = session.rows(statement)
+    under = [row["id"] for row in rows if row["wait_reason"] != "concurrency"]
+    return under, len(rows) - len(under)
+
+
+def hand_over(session: TenantSession, workflow_id: str, key: str, *, ending: str = "") -> list[Row]:
+    """Queue the runs that have a place now, `ending` not counted. Under the lock of the key."""
+    return session.query("hand_over", tenant_id=session.tenant_id, workflow_id=workflow_id, key=key, ending=ending)
+
+
+def stranded(session: SystemSession, *, after: str, limit: int) -> Sequence[Row]:
+    """A piece of the runs that wait for other runs, behind the id `after`; `stranded` says that those have ended."""
+    return session.query("stranded_runs", after=after, limit=limit)
+
+
+def failed_run(session: TenantSession, run_id: str) -> Json:
+    """A run as the workflow that deals with its failure gets it, before its end is stored."""
+    columns = (
+        runs.c.id,
+        runs.c.workflow_id,
+        runs.c.version,
+        runs.c.trigger,
+        runs.c.input,
+        runs.c.attempt,
+        runs.c.queued_at,
+        runs.c.started_at,
+    )
+    return session.row(sa.select(*columns).where(runs.c.tenant_id == session.tenant_id, runs.c.id == run_id))
