@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from api.schemas import WorkflowBody
+from api.schemas_workflows import WorkflowBody
 from api.services import Services
 from engine.definition import Workflow, from_legacy, parse
 from engine.document_text import read_document

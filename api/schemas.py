@@ -1,4 +1,7 @@
-"""What travels in bodies and answers. Unknown fields of a body are refused; answers hold what is named here."""
+"""What travels in bodies and answers: what all share, and who is calling.
+
+Unknown fields of a body are refused; answers hold what is named here. The other resources have files of their own.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
-    SerializerFunctionWrapHandler,
-    StrictBool,
     StringConstraints,
-    model_serializer,
-    model_validator,
 )
 
 from engine.passwords import MAXIMUM_LENGTH, MINIMUM_LENGTH
@@ -56,17 +55,6 @@ Email = Annotated[str, StringConstraints(strip_whitespace=True, max_length=254),
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 ObjectOrText = Annotated[dict[str, Any] | str, BeforeValidator(_object_or_text)]
 RoleName = Literal["owner", "admin", "member", "viewer"]
-WaitingReason = Literal[
-    "fair_turn",
-    "tenant_concurrency",
-    "rate",
-    "paused",
-    "quota",
-    "sleeping",
-    "approval",
-    "retry_backoff",
-    "no_worker",
-]
 
 
 class Body(BaseModel):
@@ -155,201 +143,3 @@ class Me(Answer):
     tenants: list[Tenant]
     role: str | None
     key: Key | None = Field(default=None, description="the API key that calls")
-
-
-# Credentials
-
-
-class CredentialBody(Body):
-    service: Line
-    name: Line | None = Field(default=None, description="the service's name unless given")
-    data: dict[str, Any] = Field(min_length=1, description="the secret itself; see GET /api/actions for its shape")
-
-
-class CredentialRotation(Body):
-    service: Line | None = None
-    name: Line | None = None
-    data: dict[str, Any] = Field(min_length=1)
-
-
-class Credential(Answer):
-    id: str
-    service: str
-    name: str
-    fingerprint: str | None = Field(description="changes when the secret does; tells nothing about it")
-    broken_reason: str | None = Field(default=None, description="why it cannot be used until it is replaced")
-    created_by: str | None
-    created_at: Moment
-    updated_at: Moment
-
-
-# Workflows
-
-
-class WorkflowBody(Body):
-    """A document, or the older form: `trigger_type`, `action_type` and `config_json`."""
-
-    name: Line | None = Field(default=None, description="the document's own name unless given")
-    definition: ObjectOrText | None = Field(
-        default=None, description="the document: an object as in GET /api/workflow-schema, or YAML text"
-    )
-    trigger_type: Identifier | None = Field(default=None, description="older form: webhook or schedule")
-    action_type: Identifier | None = Field(
-        default=None, description="older form: slack_message, discord_post or weather_check"
-    )
-    config_json: ObjectOrText | None = Field(default=None, description="older form: an object, or its text")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _not_the_document_itself(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "steps" in value and "definition" not in value:
-            raise ValueError('this is a document; send it as {"definition": {...}}, or as YAML')
-        return value
-
-    @property
-    def is_legacy(self) -> bool:
-        return not (self.trigger_type is None and self.action_type is None and self.config_json is None)
-
-
-class WorkflowChange(WorkflowBody):
-    version: int | None = Field(
-        default=None,
-        ge=0,
-        description="the version that you read and changed; 409 version_conflict when there is a newer one",
-    )
-
-
-class WorkflowPatch(Body):
-    is_active: StrictBool | None = Field(default=None, description="true also resumes a trigger that was paused")
-    name: Line | None = None
-
-
-class WorkflowSummary(Answer):
-    id: str
-    name: str
-    is_active: bool
-    inactive_reason: str | None
-    version: int = Field(description="the current one; 0 when there is none yet")
-    trigger_type: str
-    webhook_url: str | None = Field(description="where a webhook workflow takes its requests")
-    next_fire_at: Moment | None = Field(description="when its schedule or poll falls due next")
-    last_fired_at: Moment | None
-    failures: int = Field(default=0, description="failed polls in a row")
-    paused_reason: str | None = Field(description="why its trigger fires no more until it is switched on again")
-    created_by: str | None = Field(description="the user who made it")
-    created_at: Moment
-    updated_at: Moment
-    action_type: str | None = Field(default=None, description="older form, where it was saved in that")
-    config_json: str | None = None
-
-
-class Workflow(WorkflowSummary):
-    definition: dict[str, Any] | None = Field(description="the document of the current version, secrets masked")
-
-
-class Version(Answer):
-    version: int
-    created_at: Moment
-    created_by: str | None = Field(description="the user or API key that saved it")
-
-
-class VersionDetails(Version):
-    definition: dict[str, Any] = Field(description="as it was saved, secrets masked")
-
-
-class DryRunBody(Body):
-    input: Any = Field(default=None, description="what a webhook's body, or the input of a started run, would be")
-
-
-class DryStep(Answer):
-    id: str
-    would: dict[str, Any] = Field(
-        description="`{action, with, credential, has_effects, unknown?}`, or `{skip: reason}`, or `{fail: reason}`"
-    )
-
-
-class DryRun(Answer):
-    steps: list[DryStep]
-
-
-# Runs
-
-
-class RunBody(Body):
-    input: Any = Field(default=None, description="`trigger.input` of its expressions; `{}` unless given")
-    priority: int = Field(default=5, ge=0, le=9, description="0 runs before 9, within the workflow")
-
-
-class Run(Answer):
-    id: str
-    workflow_id: str
-    version: int
-    status: str
-    trigger: str = Field(description="what started it: webhook, schedule, poll, api, replay")
-    input: Any = None
-    output: Any = None
-    error: Any = None
-    attempt: int
-    queued_at: Moment
-    started_at: Moment | None = None
-    finished_at: Moment | None = None
-    wait_reason: str | None = Field(default=None, description="why it is held or waiting; absent otherwise")
-    wake_at: Moment | None = Field(default=None, description="when a waiting run goes on; absent otherwise")
-    replay_of: str | None = Field(default=None, description="the run that it repeats; absent otherwise")
-
-    @model_serializer(mode="wrap")
-    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        document: dict[str, Any] = handler(self)
-        return {key: value for key, value in document.items() if value is not None or key not in _OPTIONAL}
-
-
-_OPTIONAL = frozenset({"wait_reason", "wake_at", "replay_of"})
-
-
-class RunStarted(Answer):
-    run: Run
-    idempotent: bool = Field(description="true when this Idempotency-Key had started the run before")
-
-
-class ReleasedRuns(Answer):
-    released: int = Field(description="how many runs are queued now")
-
-
-class Step(Answer):
-    id: str
-    item: str | None = None
-    status: str
-    attempt: int
-    output: Any = None
-    error: Any = None
-    started_at: Moment | None = None
-    finished_at: Moment | None = None
-
-
-class LogLine(Answer):
-    at: Moment
-    level: str
-    step: str | None = None
-    message: str
-    data: Any = None
-
-
-class Waiting(Answer):
-    reason: WaitingReason
-    detail: str = Field(description="a sentence for people")
-    position: int | None = Field(
-        default=None, description="starts that come before it, at least; absent outside the queue"
-    )
-    since: Moment
-
-    @model_serializer(mode="wrap")
-    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        document: dict[str, Any] = handler(self)
-        return {key: value for key, value in document.items() if value is not None}
-
-
-class Triggered(Answer):
-    status: Literal["triggered"] = "triggered"
-    message: str
-    run_id: str
-    idempotent: bool = Field(description="true when this webhook-id had started the run before")

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from redis.exceptions import RedisError
 
-from api.schemas import WaitingReason
+from api.schemas_runs import WaitingReason
 from engine.db import Row
 from engine.errors import Conflict, Unavailable
 from engine.fairshare import Lanes, Position

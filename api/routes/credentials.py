@@ -9,7 +9,8 @@ from fastapi import APIRouter, Query, Response
 from api.auth import Call, may
 from api.openapi import refusals
 from api.paging import Page
-from api.schemas import Credential, CredentialBody, CredentialRotation, Listed
+from api.schemas import Listed
+from api.schemas_credentials import Credential, CredentialBody, CredentialRotation
 from api.wire import Route
 from engine import connections
 from engine.db import Row

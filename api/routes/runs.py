@@ -12,7 +12,8 @@ from api import waiting
 from api.auth import Call, may
 from api.openapi import refusals
 from api.paging import PAGE_BYTES, Page
-from api.schemas import Identifier, Listed, LogLine, Run, Step, Waiting
+from api.schemas import Identifier, Listed
+from api.schemas_runs import LogLine, Run, Step, Waiting
 from api.wire import Route
 from engine.db import Row, TenantSession
 from engine.errors import Conflict, Fault, InvalidInput, NotFound

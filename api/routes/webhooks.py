@@ -13,7 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from api.openapi import TAKES_ANYTHING, refusals
-from api.schemas import Triggered
+from api.schemas_runs import Triggered
 from api.services import Services
 from api.wire import Route
 from triggers import Delivery

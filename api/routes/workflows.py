@@ -12,13 +12,11 @@ from api.auth import Call, may
 from api.documents import Sent, shown
 from api.openapi import TAKES_YAML, refusals
 from api.paging import Page
-from api.schemas import (
+from api.schemas import Listed
+from api.schemas_runs import ReleasedRuns, RunBody, RunStarted
+from api.schemas_workflows import (
     DryRun,
     DryRunBody,
-    Listed,
-    ReleasedRuns,
-    RunBody,
-    RunStarted,
     Version,
     VersionDetails,
     Workflow,

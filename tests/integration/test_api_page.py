@@ -17,7 +17,7 @@ from fastapi.routing import iter_route_contexts
 
 from api.app import create_app
 from api.openapi import CODES
-from api.schemas import WaitingReason
+from api.schemas_runs import WaitingReason
 from engine.executor import Executor
 from engine.pipeline import Tools
 from tests.api_server import Api, Queue, running_api, services_for, settings_for

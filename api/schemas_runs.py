@@ -1,0 +1,101 @@
+"""What travels in bodies and answers about runs: starting, reading, waiting, and webhooks."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from api.schemas import Answer, Body, Moment
+
+WaitingReason = Literal[
+    "fair_turn",
+    "tenant_concurrency",
+    "rate",
+    "paused",
+    "quota",
+    "sleeping",
+    "approval",
+    "retry_backoff",
+    "no_worker",
+]
+
+
+class RunBody(Body):
+    input: Any = Field(default=None, description="`trigger.input` of its expressions; `{}` unless given")
+    priority: int = Field(default=5, ge=0, le=9, description="0 runs before 9, within the workflow")
+
+
+class Run(Answer):
+    id: str
+    workflow_id: str
+    version: int
+    status: str
+    trigger: str = Field(description="what started it: webhook, schedule, poll, api, replay")
+    input: Any = None
+    output: Any = None
+    error: Any = None
+    attempt: int
+    queued_at: Moment
+    started_at: Moment | None = None
+    finished_at: Moment | None = None
+    wait_reason: str | None = Field(default=None, description="why it is held or waiting; absent otherwise")
+    wake_at: Moment | None = Field(default=None, description="when a waiting run goes on; absent otherwise")
+    replay_of: str | None = Field(default=None, description="the run that it repeats; absent otherwise")
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = handler(self)
+        return {key: value for key, value in document.items() if value is not None or key not in _OPTIONAL}
+
+
+_OPTIONAL = frozenset({"wait_reason", "wake_at", "replay_of"})
+
+
+class RunStarted(Answer):
+    run: Run
+    idempotent: bool = Field(description="true when this Idempotency-Key had started the run before")
+
+
+class ReleasedRuns(Answer):
+    released: int = Field(description="how many runs are queued now")
+
+
+class Step(Answer):
+    id: str
+    item: str | None = None
+    status: str
+    attempt: int
+    output: Any = None
+    error: Any = None
+    started_at: Moment | None = None
+    finished_at: Moment | None = None
+
+
+class LogLine(Answer):
+    at: Moment
+    level: str
+    step: str | None = None
+    message: str
+    data: Any = None
+
+
+class Waiting(Answer):
+    reason: WaitingReason
+    detail: str = Field(description="a sentence for people")
+    position: int | None = Field(
+        default=None, description="starts that come before it, at least; absent outside the queue"
+    )
+    since: Moment
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = handler(self)
+        return {key: value for key, value in document.items() if value is not None}
+
+
+class Triggered(Answer):
+    status: Literal["triggered"] = "triggered"
+    message: str
+    run_id: str
+    idempotent: bool = Field(description="true when this webhook-id had started the run before")
