@@ -28,6 +28,7 @@ from bench.fairshare_app import make_app
 from bench.harness import Worker, until
 from bench.simulator import Job, Simulator, cpu_seconds, fifo, quantile, round_robin, scaled, seed
 from embedded.redis import RedisServer
+from engine.fairshare.envelope import Envelope
 from engine.fairshare.scripts import Keys, Wire, operation
 
 RNG = random.Random(seed())
@@ -110,9 +111,11 @@ class Flood:
             ids = [f"a{i}" for i in range(start, min(start + 500, number))]
             payloads = [template.replace(b"TEMPLATE-ID", id_.encode()) for id_ in ids]
             if self.fair:
-                args = [part for id_, p in zip(ids, payloads, strict=True) for part in (id_, "A", "a", 0, id_, "", p)]
-                for i in range(0, len(args), 700):
-                    wire.call(operation("publish", keys, "", "", *args[i : i + 700]))
+                posted = [
+                    Envelope(id_, "A", "a", 0, id_, "", payload.decode()).posted()
+                    for id_, payload in zip(ids, payloads, strict=True)
+                ]
+                wire.call(operation("publish", keys, "", *posted))
             else:
                 self.client.lpush(queue, *payloads)
 

@@ -36,6 +36,7 @@ def make_app(broker: str, options: dict[str, Any], *, prefetch: int = 1) -> Cele
         task_acks_late=True,
         task_default_queue="runs",
         task_ignore_result=True,
+        task_publish_retry=False,
         worker_prefetch_multiplier=prefetch,
         worker_cancel_long_running_tasks_on_connection_loss=False,
     )

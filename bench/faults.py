@@ -288,7 +288,7 @@ def redis_restarted_empty(ground: Ground) -> tuple[int, int, list[Fault]]:
     ground.broker.start()
     until(lambda: ground.lanes.total().in_flight == 8, within=15, what="all messages in hand being registered again")
     faults = ground.lanes.check()
-    after = ground.send(0)
+    after = ground.send(0, retry=True)
     ground.await_end(after, *held, within=ground.lease + 25)
     registered = ground.lanes.total().counters["registered"]
     return registered, sum(ground.count("start", task_id) > 1 for task_id in held), faults + ground.settle()

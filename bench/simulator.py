@@ -17,6 +17,7 @@ from typing import Any
 
 import redis
 
+from engine.fairshare.envelope import Envelope
 from engine.fairshare.lanes import Lanes
 from engine.fairshare.scripts import Keys, Wire, operation
 
@@ -75,12 +76,12 @@ class Simulator:
     def publish(self, jobs: Iterable[Job]) -> None:
         """Adds jobs now, in batches."""
         for batch in _batches(jobs, 100):
-            args: list[str | int] = []
+            posted = []
             for job in batch:
                 id_ = f"{next(self._ids):012x}"
                 self._jobs[id_] = job
-                args += [id_, job.tenant, job.flow, 0, "n", "", self._payload]
-            self.run_script("publish", "", *args)
+                posted.append(Envelope(id_, job.tenant, job.flow, 0, "n", "", self._payload).posted())
+            self.run_script("publish", *posted)
 
     def configure(self, tenant: str, words: str) -> None:
         """`words` as in configure.lua without the version."""

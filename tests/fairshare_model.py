@@ -96,6 +96,8 @@ class Model:
         self.estimate = FIRST_ESTIMATE
         self.attended: float | None = None
         self.grace = 0.0
+        self.published = 0
+        self.repeated = 0
         self.lanes: dict[str, Lane] = {}
         self.entries: dict[str, Entry] = {}
         self.leases: dict[str, Lease] = {}
@@ -106,15 +108,16 @@ class Model:
 
     # -- operations ----------------------------------------------------------------------------------------------
 
-    def publish(self, id_: str, tenant: str, flow: str, priority: int, nonce: str, *, again: bool, now: float) -> int:
+    def publish(self, id_: str, tenant: str, flow: str, priority: int, nonce: str, *, again: bool, now: float) -> None:
         self._touch(now)
         if id_ in self.entries or (again and nonce in self.settled):
-            return 0
+            self.repeated += 1
+            return
+        self.published += 1
         lane = self.lanes.setdefault(tenant, Lane())
         entry = Entry(tenant, flow, self._next_score(lane, priority, now), nonce)
         self._enqueue(lane, id_, entry, now)
         self._place(tenant, now)
-        return 1
 
     def claim(self, wanted: int, token: str, lease: float, now: float) -> list[tuple[str, int]]:
         self._touch(now)

@@ -37,7 +37,7 @@ _encode = json.JSONEncoder(separators=(",", ":"), default=JSONEncoder().default)
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One message, ready for ``publish.lua``."""
+    """One message, ready for ``publish.lua`` and ``register.lua``."""
 
     id: str
     tenant: str
@@ -47,12 +47,19 @@ class Envelope:
     lane: str
     payload: str
 
-    def arguments(self) -> tuple[str | int, ...]:
-        return (self.id, self.tenant, self.flow, self.priority, self.nonce, self.lane, self.payload)
+    def posted(self, *, again: bool = False) -> str:
+        """As ``publish.lua`` takes it."""
+        head = f"1\x1f{'1' if again else ''}\x1f{self.id}\x1f{self.tenant}\x1f{self.flow}\x1f{self.priority}"
+        return f"{head}\x1f{self.nonce}\x1f{self.lane}\n{self.payload}"
+
+    def fields(self) -> tuple[str | int, ...]:
+        """As ``register.lua`` takes them, behind the id and the token."""
+        return (self.tenant, self.flow, self.priority, self.nonce, self.lane, self.payload)
 
 
 def name(value: object) -> str:
-    """A tenant or flow as it appears in key names: no control characters, at most 200 characters, never empty."""
+    """A tenant, flow or id as it appears in key names and entries: no control characters, at most 200 characters, never
+    empty."""
     return _CONTROL.sub("?", str(value))[:MAX_NAME] or "-"
 
 
@@ -92,7 +99,7 @@ def seal(raw: Raw, priority: int) -> tuple[Envelope, bool]:
     message_id = str(headers.get("id") or properties.get("correlation_id") or properties.get("delivery_tag") or nonce)
     retries = headers.get("retries")
     envelope = Envelope(
-        id=f"{message_id}#{retries}" if retries else message_id,
+        id=name(f"{message_id}#{retries}" if retries else message_id),
         tenant=name(headers.get("tenant_id") or "-"),
         flow=name(headers.get("flow") or headers.get("task") or "-"),
         priority=priority,

@@ -301,7 +301,7 @@ class Hands:
         if not gone:
             return 0
         logger.warning("%s: Redis lost its data; registering %d messages in hand again", keys.tickets, len(gone))
-        args = [part for held in gone for part in (held.id, held.token, *_sealed(held).arguments()[1:])]
+        args = [part for held in gone for part in (held.id, held.token, *_sealed(held).fields())]
         replies = self._tending.call(operation("register", keys, "", self.lease, *args))[0]
         for held, mine in zip(gone, replies, strict=True):
             held.born, held.lost = born, not mine
@@ -382,4 +382,4 @@ def _sealed(held: Held) -> Envelope:
 
 def publishing(keys: Keys, envelope: Envelope, *, again: bool) -> Command:
     """The command that publishes one message."""
-    return operation("publish", keys, "", "1" if again else "", *envelope.arguments())
+    return operation("publish", keys, "", envelope.posted(again=again))

@@ -171,7 +171,7 @@ class Lanes:
         """Lanes in the order of their tenant, those behind `after`. O(limit)."""
         start = f"({after}" if after else "-"
         command = ("ZRANGEBYLEX", f"{self._keys.stem}lanes", start, "+", "LIMIT", 0, min(limit, PAGE))
-        tenants = [tenant.decode() for tenant in self._wire.call(command)[0]]
+        tenants = [tenant.decode() for tenant in self._wire.call(self._operation("file", ""), command)[1]]
         replies = (
             self._wire.call(*(self._operation("inspect", "", tenant, 16) for tenant in tenants)) if tenants else []
         )
@@ -188,7 +188,8 @@ class Lanes:
     def total(self) -> Total:
         """The queue as a whole. O(1)."""
         stem = self._keys.stem
-        stored, leased, lanes, ready, throttled, tickets, aside, state = self._wire.call(
+        _, stored, leased, lanes, ready, throttled, tickets, aside, state = self._wire.call(
+            self._operation("file", ""),
             ("HLEN", f"{stem}messages"),
             ("HLEN", f"{stem}leased"),
             ("ZCARD", f"{stem}lanes"),

@@ -39,9 +39,10 @@ class Keys:
     tickets: str
     stem: str
 
-    @classmethod
-    def of(cls, queue: str, prefix: str = "") -> Keys:
-        return cls(f"{prefix}{queue}", f"{{{prefix}{queue}}}:")
+    @staticmethod
+    @functools.cache
+    def of(queue: str, prefix: str = "") -> Keys:
+        return Keys(f"{prefix}{queue}", f"{{{prefix}{queue}}}:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +65,22 @@ def scripts() -> dict[str, Script]:
     return found
 
 
+RARELY = "-- rarely:\n"
+"""Stands in an operation before what most calls do not reach, for which nothing shall be defined beforehand."""
+
+
 def with_library(library: str, operation: str) -> str:
-    """The text of an operation behind those definitions of the library that it uses.
+    """The text of an operation, each part of it behind those definitions of the library that it uses.
 
     Redis runs the whole text at every call, so a function that is only defined costs time as well: all of them together
     as much as the rest of a publish. A definition begins with ``local`` at the start of a line and uses what stands
     above it.
     """
-    text = _without_comments(operation)
+    return "".join(_with_definitions(library, part) for part in operation.split(RARELY))
+
+
+def _with_definitions(library: str, part: str) -> str:
+    text = _without_comments(part)
     for definition in reversed(re.split(r"^(?=local )", _without_comments(library), flags=re.MULTILINE)[1:]):
         head = definition.removeprefix("local ").removeprefix("function ")
         names = re.split(r"[=(]", head, maxsplit=1)[0].replace(",", " ").split()

@@ -441,14 +441,17 @@ class Channel(redis.Channel):
     def _size(self, queue: str) -> int:
         if queue not in self._fair:
             return super()._size(queue)
-        stem = self.keys(queue).stem
-        stored, leased = self.wire.call(("HLEN", f"{stem}messages"), ("HLEN", f"{stem}leased"))
+        keys = self.keys(queue)
+        _, stored, leased = self.wire.call(
+            operation("file", keys, ""), ("HLEN", f"{keys.stem}messages"), ("HLEN", f"{keys.stem}leased")
+        )
         return max(stored - leased, 0)
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
         if queue not in self._fair:
             return bool(super()._has_queue(queue, **kwargs))
-        return bool(self.wire.call(("EXISTS", f"{self.keys(queue).stem}messages"))[0])
+        stem = self.keys(queue).stem
+        return bool(self.wire.call(("EXISTS", f"{stem}messages", f"{stem}inbox"))[0])
 
     def _purge(self, queue: str) -> int:
         if queue not in self._fair:

@@ -19,6 +19,7 @@ from hypothesis.stateful import (
 )
 
 from embedded.redis import RedisServer
+from engine.fairshare.envelope import Envelope
 from engine.fairshare.lanes import Lanes
 from engine.fairshare.scripts import Keys, Wire, operation
 from tests.fairshare_model import Model
@@ -47,31 +48,34 @@ class Queue(RuleBasedStateMachine):
         self.counter = 0
         self.handed: dict[tuple[str, str], tuple[str, str, str]] = {}
         self.nonces: list[str] = []
+        self.unfiled = False
 
     def run(self, name: str, *args: Any) -> Any:
+        self.unfiled = name == "publish" or (name == "renew" and self.unfiled)
         return self.wire.call(operation(name, self.keys, self.now, *args))[0]
 
     def unique(self) -> str:
         self.counter += 1
         return f"n{self.counter}"
 
-    @rule(batch=st.lists(st.tuples(ids, tenants, flows, st.integers(0, 2)), min_size=1, max_size=6))
-    def publish(self, batch: list[tuple[str, str, str, int]]) -> None:
-        args: list[str | int] = []
-        expected = []
+    @rule(batch=st.lists(st.tuples(ids, tenants, flows, st.integers(0, 2)), min_size=1, max_size=6), look=st.booleans())
+    def publish(self, batch: list[tuple[str, str, str, int]], look: bool) -> None:
+        posted = []
         for id_, tenant, flow, priority in batch:
             nonce = self.unique()
             self.nonces.append(nonce)
-            args += [id_, tenant, flow, priority, nonce, "", f"payload of {id_}"]
-            expected.append(self.model.publish(id_, tenant, flow, priority, nonce, again=False, now=self.now))
-        assert self.run("publish", "", *args) == expected
+            posted.append(Envelope(id_, tenant, flow, priority, nonce, "", f"payload of {id_}").posted())
+            self.model.publish(id_, tenant, flow, priority, nonce, again=False, now=self.now)
+        self.run("publish", *posted)
+        if look:
+            self.run("file")
 
     @precondition(lambda self: bool(self.nonces))
     @rule(id_=ids, tenant=tenants, data=st.data())
     def publish_again_after_a_lost_reply(self, id_: str, tenant: str, data: st.DataObject) -> None:
         nonce = data.draw(st.sampled_from(self.nonces))
-        reply = self.run("publish", "1", id_, tenant, "f", 0, nonce, "", "again")
-        assert reply == [self.model.publish(id_, tenant, "f", 0, nonce, again=True, now=self.now)]
+        self.run("publish", Envelope(id_, tenant, "f", 0, nonce, "", "again").posted(again=True))
+        self.model.publish(id_, tenant, "f", 0, nonce, again=True, now=self.now)
 
     @rule(wanted=st.integers(1, 5), with_ticket=st.booleans())
     def claim(self, wanted: int, with_ticket: bool) -> None:
@@ -179,7 +183,7 @@ class Queue(RuleBasedStateMachine):
         for id_, token in sorted(held.items()):
             tenant, flow, nonce = self.handed[id_, token]
             if published_again:
-                self.run("publish", "", id_, tenant, flow, 0, nonce, "", "again")
+                self.run("publish", Envelope(id_, tenant, flow, 0, nonce, "", "again").posted())
                 self.model.publish(id_, tenant, flow, 0, nonce, again=False, now=self.now)
             reply = self.run("register", LEASE, id_, token, tenant, flow, 0, nonce, "", "from the hands")
             assert reply == [
@@ -188,6 +192,11 @@ class Queue(RuleBasedStateMachine):
 
     @invariant()
     def redis_holds_what_the_model_holds(self) -> None:
+        if self.unfiled:
+            return
+        assert self.client.exists("{q}:inbox") == 0
+        counted = self.client.hmget("{q}:state", "published", "repeated")
+        assert [int(value or 0) for value in counted] == [self.model.published, self.model.repeated]
         assert scores(self.client, "{q}:ready") == self.model.ready
         assert scores(self.client, "{q}:throttled") == self.model.throttled
         leases = {id_: lease.deadline for id_, lease in self.model.leases.items()}

@@ -4,7 +4,7 @@
 --       then for each message: id, token of its lease, measured worker-seconds
 -- Returns, for each message, 1 when its lease ended here and 0 when that lease was over: then nothing changed.
 local now = clock(ARGV[1])
-local queue = load_queue(now)
+local queue = open(now)
 local results, done, served, startable = {}, 0, 0, 0
 for i = 2, #ARGV, 3 do
   local id, token, seconds = ARGV[i], ARGV[i + 1], math.max(tonumber(ARGV[i + 2]), 0)

@@ -10,7 +10,7 @@
 -- Returns {last tenant of this page or '' after the last one, then for each fault: invariant, tenant, what is wrong}.
 local now, repair, cursor, limit, max_flows =
   clock(ARGV[1]), ARGV[2] == '1', ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local queue = repair and load_queue(now)  -- a look changes nothing
+local queue = repair and open(now)  -- a look changes nothing
 local page = redis.call('ZRANGEBYLEX', lanes, cursor == '' and '-' or '(' .. cursor, '+', 'LIMIT', 0, limit)
 local result = {#page == limit and page[#page] or ''}
 

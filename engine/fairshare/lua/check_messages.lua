@@ -6,7 +6,7 @@
 --       [4] messages of a page, about
 -- Returns {next cursor, '0' after the last page; then for each fault: 'I1', tenant, what is wrong}.
 local now, repair = clock(ARGV[1]), ARGV[2] == '1'
-local queue = repair and load_queue(now)  -- a look changes nothing
+local queue = repair and open(now)  -- a look changes nothing
 local scanned = redis.call('HSCAN', messages, ARGV[3], 'COUNT', ARGV[4])
 local result = {scanned[1]}
 

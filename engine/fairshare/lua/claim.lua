@@ -12,7 +12,7 @@
 -- Returns {born, seconds until the next throttled lane may go on or '', 1 if work is left else 0,
 --          then for each message: id, deliveries before this one, payload}.
 local now, seconds, token, wanted = clock(ARGV[1]), tonumber(ARGV[2]), ARGV[3], math.min(tonumber(ARGV[4]), 64)
-local queue = load_queue(now)
+local queue = open(now)
 local time_before = queue.time
 local result, claimed, looked = {queue.born, '', 0}, 0, 0
 promote(now, queue, 64)

@@ -8,7 +8,7 @@
 --       [4] '1' to leave a tenant alone that the queue never heard of; may be left out
 -- Returns 1, or 0 when nothing changed: the lane has a configuration as new or newer, or is not known.
 local now, tenant, words = clock(ARGV[1]), ARGV[2], ARGV[3]
-local queue, lane = load_queue(now), load_lane(tenant)
+local queue, lane = open(now), load_lane(tenant)
 if ARGV[4] == '1' and not lane.known then return 0 end
 if words:sub(1, 2) == '- ' then words = string.format('%.0f', now * 1000000) .. words:sub(2) end
 if not configure_lane(lane, words) then return 0 end

@@ -5,7 +5,7 @@
 --       [3] limit
 -- Returns {messages removed, messages of the tenant that still wait}.
 local now, tenant, limit = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
-local lane = load_lane(tenant)
+local queue, lane = open(now), load_lane(tenant)
 local removed = 0
 while removed < limit do
   local flow = redis.call('ZRANGE', stem .. 'order:' .. tenant, 0, 0)[1]
@@ -21,7 +21,7 @@ while removed < limit do
 end
 if removed > 0 then
   save_lane(lane, 'backlog')
-  place(lane, now, load_queue(now))
+  place(lane, now, queue)
   count('cancelled', removed)
 end
 return {removed, lane.backlog}

@@ -7,6 +7,7 @@
 -- with waiting messages, start tag, virtual time, seconds until its rate lets it go on, worker-seconds lately,
 -- worker-seconds of all lanes lately, age in seconds of the oldest waiting message or ''}; numbers as text.
 local now, tenant, flows = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+open(now)
 local lane = load_lane(tenant)
 if not lane.known then return nil end
 local order = stem .. 'order:' .. tenant

@@ -11,6 +11,10 @@
 --                  which lane an operation touches is known only inside it, so they cannot be listed one by one.
 --
 -- Keys below the stem:
+--   inbox          list    what was published since the last operation, at most INBOX of them and oldest first: when, "1",
+--                          again, id, tenant, flow, priority, nonce, lane, joined by \31, then \n, then the payload.
+--                          Every operation that looks at lanes or messages files them first (`open`), so that nobody
+--                          ever sees them here: to publish is cheap, and filing many at once is cheaper than one by one
 --   messages       hash    id -> entry, from publish until ack. An entry is one line of fields and the payload:
 --                          "1", tenant, flow, score, deliveries, nonce, joined by \31, then \n, then the payload
 --   flow:<t>\31<f> zset    id -> score, the waiting messages of one flow. The score is priority * 2^45 + place, the
@@ -37,13 +41,22 @@
 --                          last looked after), grace (no lease is taken back before), and the counters published,
 --                          repeated, claimed, acked, late, requeued, expired, registered, cancelled, set_aside
 
-local tickets, stem = KEYS[1], KEYS[2]
-local messages, ready, throttled = stem .. 'messages', stem .. 'ready', stem .. 'throttled'
-local leased, leases, lanes, state = stem .. 'leased', stem .. 'leases', stem .. 'lanes', stem .. 'state'
-local settled, aside = stem .. 'settled', stem .. 'aside'
+local tickets = KEYS[1]
+local stem = KEYS[2]
+local inbox = stem .. 'inbox'
+local messages = stem .. 'messages'
+local ready = stem .. 'ready'
+local throttled = stem .. 'throttled'
+local leased = stem .. 'leased'
+local leases = stem .. 'leases'
+local lanes = stem .. 'lanes'
+local state = stem .. 'state'
+local settled = stem .. 'settled'
+local aside = stem .. 'aside'
 
 local SEP = '\31'
 local TICKET = '0'
+local INBOX = 32            -- messages; the publish that makes it so many files them
 local MAX_TICKETS = 128     -- more would wake nobody: a claim puts a ticket back while work is left
 local PRIORITY = 2 ^ 45     -- one priority level in a score
 local SMOOTHING = 0.2       -- weight of a new measurement in an estimate
@@ -144,11 +157,11 @@ end
 -- Puts one that was idle, a lane or a flow, in line. It begins at the virtual time, so that idling earns no credit; or
 -- with the first in line, when that one was charged too much and is owed service. One that has used more than that
 -- takes its turn by its tag. One that has not has its first turn before all others, after those that came before it:
--- so what others are owed, and how wrong their estimates are, never delays it. Returns whether its tag was lifted: then
--- the caller saves `tag` and `floor`.
-local function join(key, member, one, virtual_time, now)
+-- so what others are owed, and how wrong their estimates are, never delays it. `alone` may say that nobody else is in
+-- line. Returns whether its tag was lifted: then the caller saves `tag` and `floor`.
+local function join(key, member, one, virtual_time, now, alone)
   local from = virtual_time
-  if one.tag <= from then
+  if one.tag <= from and not alone then
     local first = redis.call('ZRANGEBYSCORE', key, 0, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
     if first then from = math.min(from, tonumber(first)) end
   end
@@ -221,8 +234,10 @@ local function enqueue(lane, flow_name, id, score, queue, now)
   redis.call('ZADD', key, score, id)
   lane.backlog = lane.backlog + 1
   if redis.call('ZCARD', key) == 1 then
-    local flow = load_flow(lane.tenant, flow_name, queue)
-    if join(stem .. 'order:' .. lane.tenant, flow_name, flow, lane.flow_time, now) then save_flow(lane.tenant, flow) end
+    local flow, alone = load_flow(lane.tenant, flow_name, queue), lane.backlog == 1
+    if join(stem .. 'order:' .. lane.tenant, flow_name, flow, lane.flow_time, now, alone) then
+      save_flow(lane.tenant, flow)
+    end
   end
 end
 
@@ -336,4 +351,66 @@ local function give_back(id, lease, entry, now, queue, options)
   enqueue(lane, entry.flow, id, entry.score, queue, now)
   save_lane(lane, 'in_flight', 'backlog', 'tag', 'seq', 'recent', 'recent_at')
   return (place(lane, now, queue))
+end
+
+-- Files one message as of when it was published; false when it is here already, waiting or in a worker's hands. The
+-- caller saves `backlog` and `seq`.
+local function file_one(lane, at, again, id, flow, priority, nonce, words, payload, queue)
+  if again == '1' and redis.call('ZSCORE', settled, nonce) then return false end
+  local last, score = lane.seq, next_score(lane, tonumber(priority), at)
+  local entry = {tenant = lane.tenant, flow = flow, score = score, deliveries = 0, nonce = nonce, payload = payload}
+  if redis.call('HSETNX', messages, id, pack_entry(entry)) == 0 then
+    lane.seq = last
+    return false
+  end
+  if not lane.known then
+    lane.known = true
+    redis.call('ZADD', lanes, 0, lane.tenant)
+  end
+  if words ~= '' and configure_lane(lane, words) then lane.placed = false end
+  if lane.filing == flow then
+    redis.call('ZADD', flow_key(lane.tenant, flow), score, id)
+    lane.backlog = lane.backlog + 1
+  else
+    enqueue(lane, flow, id, score, queue, at)
+    lane.filing = flow
+  end
+  if not lane.placed then lane.placed = place(lane, at, queue) > 0 end
+  return true
+end
+
+-- Files what was published since the last operation.
+local function file(queue, now)
+  local posted = redis.call('LRANGE', inbox, 0, -1)
+  if #posted == 0 then return end
+  redis.call('DEL', inbox)
+  local touched, by_tenant, added = {}, {}, 0
+  for i, text in ipairs(posted) do
+    local at, again, id, tenant, flow, priority, nonce, words, start = text:match(
+      '^([^\31]*)\0311\31([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\n]*)\n()')
+    if at then
+      local lane = by_tenant[tenant]
+      if not lane then
+        lane = load_lane(tenant)
+        by_tenant[tenant], touched[#touched + 1] = lane, lane
+      end
+      if file_one(lane, tonumber(at), again, id, flow, priority, nonce, words, text:sub(start), queue) then
+        added = added + 1
+      end
+    else
+      put_aside(string.format('posted:%.6f:%d', now, i), 'unknown entry version', now, text)
+    end
+  end
+  for _, lane in ipairs(touched) do
+    if lane.known then save_lane(lane, 'backlog', 'seq') end
+  end
+  count('published', added)
+  count('repeated', #posted - added)
+end
+
+-- What an operation begins with: the queue, after what was published has been filed.
+local function open(now)
+  local queue = load_queue(now)
+  file(queue, now)
+  return queue
 end

@@ -5,7 +5,7 @@
 --       [3] '1' to pause, '0' to resume
 -- Returns 1 when that changed anything, else 0.
 local now, tenant, wanted = clock(ARGV[1]), ARGV[2], ARGV[3] == '1'
-local queue, lane = load_queue(now), load_lane(tenant)
+local queue, lane = open(now), load_lane(tenant)
 if lane.paused == wanted then return 0 end
 if not lane.known then
   redis.call('ZADD', lanes, 0, tenant)

@@ -6,6 +6,7 @@
 -- {'waiting', tenant, flow, messages of its flow ahead of it, tenants ahead of its tenant or '' when that is not ready,
 --  reason: 'paused', 'tenant_concurrency', 'rate' or 'fair_turn', seconds until its rate lets the tenant go on}.
 local now, id = clock(ARGV[1]), ARGV[2]
+open(now)
 local record = redis.call('HGET', leased, id)
 if record then
   local lease = parse_lease(record)

@@ -10,7 +10,7 @@
 --       [4] how many leases at most
 -- Returns {leases taken back, seconds until the next throttled lane may go on or ''}.
 local now, seconds, grace, limit = clock(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local queue = load_queue(now)
+local queue = open(now)
 local v = redis.call('HMGET', state, 'attended', 'grace')
 local until_when = tonumber(v[2] or 0)
 if now - tonumber(v[1] or 0) > seconds / 2 then until_when = now + grace end

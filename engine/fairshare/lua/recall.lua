@@ -5,7 +5,7 @@
 -- Returns how many messages went back to the place they had. Leases are as many as the workers have slots, so looking
 -- through all of them, in this rare case, is bounded by the size of the fleet.
 local now, token = clock(ARGV[1]), ARGV[2]
-local queue = load_queue(now)
+local queue = open(now)
 local records = redis.call('HGETALL', leased)
 local returned, startable = 0, 0
 for i = 1, #records, 2 do

@@ -6,7 +6,7 @@
 -- Returns, for each message, 1 when it is leased to this token now, 0 when another worker has it. One that was published
 -- again in the meantime, and still waits, is taken: it stays one message.
 local now, seconds = clock(ARGV[1]), tonumber(ARGV[2])
-local queue = load_queue(now)
+local queue = open(now)
 local results, done = {}, 0
 for i = 3, #ARGV, 8 do
   local id, token, tenant, flow_name, priority, nonce, words, payload = unpack(ARGV, i, i + 7)

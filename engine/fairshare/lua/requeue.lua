@@ -6,7 +6,7 @@
 --              'place'  = never begun, goes back to the place it had
 -- Returns, for each message, 1 when it was given back and 0 when that lease was over: then nothing changed.
 local now = clock(ARGV[1])
-local queue = load_queue(now)
+local queue = open(now)
 local results, done, startable = {}, 0, 0
 for i = 2, #ARGV, 4 do
   local id, token, seconds, where = unpack(ARGV, i, i + 3)

@@ -4,7 +4,7 @@
 --       then the ids
 -- Returns, for each id, 1 when it waits again, 0 when it is not set aside, or is nothing that could be delivered.
 local now = clock(ARGV[1])
-local queue = load_queue(now)
+local queue = open(now)
 local results, startable = {}, 0
 for i = 2, #ARGV do
   local id = ARGV[i]

@@ -11,9 +11,8 @@ if token == '' then
   put_aside(id, reason, now, ARGV[5])
   return 1
 end
-local lease = end_lease(id, token)
+local queue, lease = open(now), end_lease(id, token)
 if not lease then return 0 end
-local queue = load_queue(now)
 put_aside(id, reason, now, redis.call('HGET', messages, id) or '')
 redis.call('HDEL', messages, id)
 local lane = load_lane(lease.tenant)
