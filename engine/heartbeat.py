@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import structlog
 
@@ -65,7 +65,7 @@ class Heartbeat:
             return 0
         with self._database.system() as session:
             alive = runs.heartbeat(session, _names(held))
-        return self._tell([run for run in held if run.run_id not in alive])
+        return self._tell(run for run in held if run.run_id not in alive)
 
     def look(self) -> int:
         """Learn which of the runs held for more than a moment are lost, without saying anything; how many."""
@@ -76,10 +76,12 @@ class Heartbeat:
             return 0
         with self._database.system() as session:
             gone = runs.lost(session, _names(held))
-        return self._tell([run for run in held if run.run_id in gone])
+        return self._tell(run for run in held if run.run_id in gone)
 
-    @staticmethod
-    def _tell(lost: Sequence[RunInHand]) -> int:
+    def _tell(self, gone: Iterable[RunInHand]) -> int:
+        """Those that were put down meanwhile have ended here, and are not lost."""
+        with self._lock:
+            lost = [run for run in gone if run in self._held]
         for run in lost:
             log.info("run_lost", tenant=run.tenant_id, workflow=run.workflow_id, run=run.run_id, attempt=run.attempt)
             run.hold.lose()

@@ -80,6 +80,10 @@ class Sweeper:
         _report(result)
         return result
 
+    def look_again(self) -> None:
+        """Let the next sweep look at the runs that wait for others, however short ago that was done."""
+        self._look_again_at = 0.0
+
     def _wake(self) -> int:
         """A batch at a time, each published before the next is taken."""
         count = 0

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 import migrations
 from embedded.postgres import PostgresServer
 from engine import execution
-from engine.db import TenantSession
+from engine.db import SystemSession, TenantSession
 from engine.errors import Fatal, RetryLater, Suspend
 from engine.ports import Json, StepContext
 from engine.repository import runs
@@ -440,6 +440,48 @@ class TestSweeper:
         assert sweeper.run_once().silent == 1
         assert list(parts.publisher.messages) == [f"{run_id}.1"]
         assert parts.executor.run("acme", run_id) is RunState.SUCCEEDED
+
+    def test_a_sweep_without_anything_to_do_is_two_statements(
+        self, parts: Parts, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        parts.execute(echo())
+        parts.publisher.messages.clear()
+        sweeper.run_once()
+        asked: list[str] = []
+        original = SystemSession.query
+
+        def counted(session: SystemSession, name: str, /, **parameters: Any) -> Any:
+            asked.append(name)
+            return original(session, name, **parameters)
+
+        monkeypatch.setattr(SystemSession, "query", counted)
+        assert sweeper.run_once() == Result()
+        assert asked == ["wake_runs", "overdue_runs"]
+
+    def test_runs_are_woken_in_the_order_of_their_time_and_all_in_one_sweep(
+        self, parts: Parts, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("engine.sweeper.BATCH", 2)
+        workflow = parts.workflow({"id": "sleep", "wait": {"for": "1h"}})
+        run_ids = [parts.start(workflow) for _ in range(5)]
+        for run_id in run_ids:
+            parts.executor.run("acme", run_id)
+        order = [run_ids[n] for n in (3, 0, 4, 1, 2)]
+        for minute, run_id in enumerate(order):
+            parts.fill(f"UPDATE runs SET wake_at = now() - interval '{9 - minute} min' WHERE id = '{run_id}'")
+        parts.publisher.messages.clear()
+        assert sweeper.run_once().woken == 5
+        assert [message.run_id for message in parts.publisher.messages.values()] == order
+
+    def test_a_parent_whose_child_is_gone_is_woken(self, parts: Parts, sweeper: Sweeper) -> None:
+        parts.workflow({"id": "sleep", "wait": {"for": "1h"}}, workflow_id="wf_child")
+        run = parts.execute({"id": "sub", "action": "workflow.run", "with": {"workflow": "wf_child"}})
+        assert sweeper.run_once().stranded == 0, "its child lives"
+        parts.fill("DELETE FROM runs WHERE parent_run_id IS NOT NULL")
+        sweeper.look_again()
+        assert sweeper.run_once().stranded == 1
+        parts.executor.run("acme", run["id"])
+        assert parts.run_row(run["id"])["error"]["code"] == "workflow_gone"
 
     def test_finished_and_held_runs_are_left_alone(self, parts: Parts, sweeper: Sweeper) -> None:
         parts.execute(echo())

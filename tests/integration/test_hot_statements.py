@@ -95,6 +95,24 @@ def test_what_a_worker_holds_is_found_by_primary_keys(database: Database) -> Non
     assert "Index Scan using pk_runs on runs" in text, text
 
 
+def test_what_a_worker_may_have_lost_is_found_by_primary_keys(database: Database) -> None:
+    with database.system() as session:
+        text = plan(session, "lost_runs", tenant_ids=["a"], run_ids=["run_1"], attempts=[1])
+    assert "Index Scan using pk_runs on runs" in text, text
+
+
+def test_what_runs_do_to_each_other_is_found_by_indexes(filled: Database) -> None:
+    with filled.tenant("t1") as session:
+        signal = plan(session, "signal_run", tenant_id="t1", run_id="run_1")
+        place = plan(session, "hand_over", tenant_id="t1", workflow_id="wf1", key="", ending="run_1")
+    assert "Index Scan using pk_runs on runs" in signal, signal
+    assert place.count("ix_runs_concurrency") == 2, place
+    for text in (signal, place):
+        assert "Seq Scan on runs" not in text
+    with filled.system() as session:
+        assert "ix_runs_waits_for_runs" in plan(session, "stranded_runs", after="", limit=500)
+
+
 def test_ticks_look_only_at_what_may_be_due(filled: Database) -> None:
     sweep = {"queued_seconds": 5.0, "silent_seconds": 20.0, "after": "", "limit": 500}
     with filled.system() as session:
