@@ -77,6 +77,16 @@ def _parked(run: Row) -> Waiting:
     until = f" until {moment}" if moment else ""
     if cause == "retry_backoff":
         return Waiting("retry_backoff", f"A step failed and is tried again at {moment}.", _let_go(run))
+    if cause == "concurrency":
+        detail = "As many runs of the workflow are under way as may be (concurrency); it starts when one of them ends."
+        return Waiting("tenant_concurrency", detail, _let_go(run))
+    if cause == "workflow":
+        return Waiting(
+            "sleeping", f"A step waits for the end of a run that it started (workflow){until}.", _let_go(run)
+        )
+    if cause == "outcome_unknown":
+        detail = "A worker died in the middle of a step (outcome_unknown); somebody must say whether to try again."
+        return Waiting("approval", detail, _let_go(run))
     if cause == "approval" or wake_at is None:
         return Waiting("approval", f"A step waits for an approval ({cause}){until}.", _let_go(run))
     return Waiting("sleeping", f"A step sleeps ({cause}){until}.", _let_go(run))

@@ -192,6 +192,9 @@ TOMORROW = datetime.now(UTC) + timedelta(days=1)
         ("approval", TOMORROW, "approval"),
         ("until the market opens", TOMORROW, "sleeping"),
         ("somebody must sign", None, "approval"),
+        ("concurrency", None, "tenant_concurrency"),
+        ("workflow", None, "sleeping"),
+        ("outcome_unknown", None, "approval"),
     ],
 )
 def test_a_parked_run_says_what_it_waits_for(
