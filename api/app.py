@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from api import problems
 from api.auth import require_permissions
@@ -25,6 +27,14 @@ from engine import logs
 
 ROUTERS = (webhooks, auth, tenants, members, keys, audit, credentials, workflows, runs, catalog, health)
 """Webhooks first: routes are tried in this order, and those are the many."""
+
+CORS: dict[str, Any] = {
+    "allow_methods": ["GET", "POST", "PUT", "PATCH", "DELETE"],
+    "allow_headers": ["Authorization", "Content-Type", "Idempotency-Key", "X-Tenant-ID", "X-Request-ID"],
+    "expose_headers": ["X-Request-ID", "Retry-After"],
+    "max_age": 600,
+}
+"""For the origins that the operator names; browsers keep all others out. No cookies: tokens travel in a header."""
 
 DESCRIPTION = """
 Send `Authorization: Bearer` with a login token (`POST /api/auth/login`) or an API key (`fl_...`).
@@ -56,6 +66,8 @@ def create_app(services: Services | None = None) -> FastAPI:
     app.state.throttle = Throttle(settings.redis_url)
     app.state.hashers = CapacityLimiter(auth.HASHERS)
     app.state.dry_runs = CapacityLimiter(workflows.DRY_RUNS)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
     app.add_middleware(Edge, webhook_limit=settings.webhook_max_bytes, https=settings.public_url.startswith("https://"))
     problems.install(app)
     for module in ROUTERS:

@@ -2,11 +2,13 @@
 
 The id comes from ``X-Request-ID`` when a proxy in front gave one, and stands in the answer, in every log line of the
 request and in every problem document. A body that is too large is refused before it is read, or as soon as it has
-become too large. What no handler foresaw is answered here with a 500 that tells nothing.
+become too large; one that does not come within half a minute is not waited for. What no handler foresaw is answered
+here with a 500 that tells nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import structlog
@@ -19,6 +21,8 @@ from api.problems import Problem, unforeseen
 from engine import ids
 
 BODY_LIMIT = 2 * 1024 * 1024
+BODY_SECONDS = 30.0
+"""For a whole body to come."""
 WEBHOOKS = "/api/webhooks/"
 DOCS = "/api/docs"
 
@@ -76,6 +80,8 @@ class _Exchange:
         self._limit = limit
         self._headers = headers
         self._read = 0
+        self._deadline: float | None = None
+        self._is_read = False
         self._started = False
 
     async def run(self, app: ASGIApp) -> None:
@@ -102,11 +108,23 @@ class _Exchange:
         return None
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        message = await self._next()
+        self._is_read = not message.get("more_body", False)
         self._read += len(message.get("body", b""))
         if self._read > self._limit:
             raise HTTPException(413, self._too_large())
         return message
+
+    async def _next(self) -> Message:
+        if self._is_read:  # whoever waits now, for the end of the connection, may wait
+            return await self._receive()
+        loop = asyncio.get_running_loop()
+        self._deadline = self._deadline or loop.time() + BODY_SECONDS
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await self._receive()
+        except TimeoutError:
+            raise HTTPException(408, f"The body did not come within {BODY_SECONDS:g} seconds.") from None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

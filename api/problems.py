@@ -27,7 +27,13 @@ UNAVAILABLE_RETRY = timedelta(seconds=2)
 
 log = structlog.get_logger(__name__)
 
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
+_CODES = {
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "too_large",
+    415: "unsupported_media_type",
+}
 _WHOLE_BODY_MISSING = "a JSON object is needed as the body; send it with Content-Type: application/json"
 
 
@@ -62,10 +68,16 @@ async def _ours(request: Request, error: Exception) -> Problem:
     status = error.http_status if isinstance(error, QuotaExceeded) else error.status
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, Unavailable):
         log.error("request_failed", error=type(error).__name__, code=error.error_code, reason=error.detail)
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        log.info("request_denied", code=error.error_code, method=request.method, path=request.url.path, ip=_ip(request))
     more: dict[str, Any] = {key: value for key, value in error.extra.items() if key != "retry_after"}
     if isinstance(error, InvalidInput):
         more["errors"] = _errors(error.faults)
     return _problem(request, status, error.error_code, error.detail, headers=_headers(error, status), more=more)
+
+
+def _ip(request: Request) -> str | None:
+    return request.client.host if request.client else None
 
 
 def _headers(error: FairlaneError, status: int) -> dict[str, str]:
