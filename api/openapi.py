@@ -69,6 +69,8 @@ CLOSED = (
     "not_a_member",
     "tenant_suspended",
 )
+WITH_ADDRESS = ("bad_request",)
+WITH_BODY = ("malformed_json", "request_timeout", "too_large", "unsupported_media_type")
 WITH_INPUT = ("invalid_input",)
 TAKES_YAML: dict[str, Any] = {"requestBody": {"content": {"application/yaml": {"schema": {"type": "string"}}}}}
 TAKES_ANYTHING: dict[str, Any] = {"requestBody": {"content": {"*/*": {"schema": {}}}}}
@@ -142,6 +144,8 @@ def _complete(document: dict[str, Any]) -> None:
             codes += CLOSED
             operation["security"] = [{"bearer": []}]
             operation.setdefault("parameters", []).append(_TENANT_HEADER)
+        codes += WITH_ADDRESS if operation.get("parameters") else ()
+        codes += WITH_BODY if "requestBody" in operation else ()
         _add_problems(operation["responses"], *codes)
 
 
