@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from fastapi import Header
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from api.schemas import Answer, Body, Moment
+from api.schemas import Answer, Body, Identifier, Moment
 
 WaitingReason = Literal[
     "fair_turn",
@@ -18,6 +19,12 @@ WaitingReason = Literal[
     "approval",
     "retry_backoff",
     "no_worker",
+]
+
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", min_length=1, max_length=255, description="the same key again is the same run"),
 ]
 
 
@@ -55,6 +62,36 @@ _OPTIONAL = frozenset({"wait_reason", "wake_at", "replay_of"})
 class RunStarted(Answer):
     run: Run
     idempotent: bool = Field(description="true when this Idempotency-Key had started the run before")
+
+
+class ReplayBody(Body):
+    model_config = ConfigDict(populate_by_name=True)
+
+    start: Identifier = Field(
+        default="start",
+        alias="from",
+        description="`start`; `failed`: what has not finished well and what needs it; or the id of a step",
+    )
+    version: Literal["original", "latest"] = Field(default="original", description="of the workflow")
+    input: Any = Field(
+        default=None,
+        description="another input than the run had: a webhook's body or `{body, headers, query}`, a poll's item, else"
+        " `trigger.input`",
+    )
+
+
+class Repeat(Answer):
+    step: str
+    action: str
+    status: str = Field(description="what had become of it: `succeeded`, `failed`, or `running` when nobody knows")
+
+
+class ReplayedRun(Run):
+    carried_over: list[str] = Field(description="the steps that are not run again; their outputs are kept")
+    repeats: list[Repeat] = Field(
+        description="steps with effects outside that were begun before and are done again"
+    )
+    idempotent: bool = Field(description="true when this Idempotency-Key had replayed the run before")
 
 
 class ReleasedRuns(Answer):

@@ -8,6 +8,7 @@ from actions import Registry
 from engine.db import Database
 from engine.expressions import Evaluator
 from engine.fairshare import Lanes
+from engine.resume_links import ResumeLinks
 from engine.runs import Runs
 from engine.settings import Settings
 from engine.vault import Vault
@@ -30,6 +31,8 @@ class Services(Protocol):
     def evaluator(self) -> Evaluator: ...
     @property
     def runs(self) -> Runs: ...
+    @property
+    def links(self) -> ResumeLinks: ...
     @property
     def workflows(self) -> Workflows: ...
     @property

@@ -73,7 +73,7 @@ class Executor:
         except InvalidInput as error:
             self._unreadable(session, row, f"The workflow cannot be read here: {error.detail}")
             return None
-        earlier = runs.steps_so_far(session, run_id) if row["attempt"] > 1 else []
+        earlier = runs.steps_so_far(session, run_id) if row["attempt"] > 1 or row["replay_of"] else []
         waits_for_runs = any(step["wait_reason"] == WORKFLOW for step in earlier)
         children = relatives.children(session, run_id) if waits_for_runs else {}
         run = _in_hand(session.tenant_id, row, workflow, earlier, self._tools.links)

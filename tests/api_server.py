@@ -24,9 +24,12 @@ from api.auth import issue_token
 from embedded.ports import free_port
 from engine import api_keys, fairshare, passwords, tenancy
 from engine.db import Database
+from engine.executor import Executor
 from engine.expressions import Evaluator
+from engine.pipeline import Tools
 from engine.ports import PollMessage, Publisher, RunMessage
 from engine.repository import identity
+from engine.resume_links import ResumeLinks
 from engine.runs import Runs
 from engine.settings import Settings
 from engine.vault import MasterKeyRing, Vault
@@ -54,6 +57,7 @@ class ApiServices:
     evaluator: Evaluator
     lanes: fairshare.Lanes
     runs: Runs
+    links: ResumeLinks
     workflows: Workflows
     receiver: Receiver
 
@@ -129,6 +133,7 @@ def services_for(settings: Settings, publisher: Publisher | None = None) -> ApiS
         evaluator=Evaluator(),
         lanes=fairshare.Lanes(settings.redis_url, queue="runs"),
         runs=runs,
+        links=ResumeLinks(settings.secret_key.get_secret_value(), settings.public_url),
         workflows=Workflows(registry, KINDS, vault),
         receiver=Receiver(database, runs, vault, max_bytes=settings.webhook_max_bytes),
     )
@@ -188,6 +193,12 @@ class Api:
         user_id, tenant_id = made.user["id"], made.tenant["id"]
         token = issue_token(self.services.settings, user_id=user_id, tenant_id=tenant_id)
         return Person(http=self.client(token), email=email, user_id=user_id, tenant_id=tenant_id, token=token)
+
+    def work(self, tenant_id: str, run_id: str) -> None:
+        """What a worker does that gets the run's message."""
+        parts = self.services
+        tools = Tools(parts.database, parts.vault, parts.actions, parts.evaluator, parts.runs, parts.links)
+        Executor(tools).run(tenant_id, run_id)
 
     def member(self, tenant_id: str, role: str) -> httpx.Client:
         """Somebody new with that role in the organization, calling into it."""

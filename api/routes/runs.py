@@ -13,11 +13,12 @@ from api.auth import Call, may
 from api.openapi import refusals
 from api.paging import PAGE_BYTES, Page
 from api.schemas import Identifier, Listed
-from api.schemas_runs import LogLine, Run, Step, Waiting
+from api.schemas_runs import IdempotencyKey, LogLine, ReplayBody, ReplayedRun, Run, Step, Waiting
 from api.wire import Route
 from engine.db import Row, TenantSession
 from engine.errors import Conflict, Fault, InvalidInput, NotFound
 from engine.permissions import Permission
+from engine.replay import ABSENT, Replays, Wish
 from engine.repository import read_runs
 from engine.states import RunState
 
@@ -97,6 +98,33 @@ def cancel(run_id: str, call: Writer) -> Any:
         if ended:
             call.record(session, "run.cancelled", run_id, workflow_id=run["workflow_id"])
         return run
+
+
+@router.post(
+    "/{run_id}/replay",
+    status_code=202,
+    response_model=ReplayedRun,
+    responses=refusals(
+        "not_found",
+        "run_not_ended",
+        "nothing_failed",
+        "step_not_reached",
+        "version_unreadable",
+        "workflow_inactive",
+    ),
+)
+def replay(run_id: str, call: Writer, body: ReplayBody | None = None, key: IdempotencyKey = None) -> Any:
+    """Start a run again that has ended. Steps before the starting point are carried over, not run again."""
+    wish = body or ReplayBody()
+    given = wish.input if "input" in wish.model_fields_set else ABSENT
+    with call.transaction() as session:
+        made = Replays(call.services.runs, call.services.actions).start(
+            session, Wish(run_id=run_id, start=wish.start, version=wish.version, input=given, key=key)
+        )
+        run = existing(session, made.run["id"])
+        if not made.existing:
+            call.record(session, "run.replayed", run_id, run_id=run["id"], workflow_id=run["workflow_id"])
+    return {**run, **asdict(made.plan), "version": run["version"], "idempotent": made.existing}
 
 
 def existing(session: TenantSession, run_id: str) -> Row:

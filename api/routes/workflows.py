@@ -6,14 +6,14 @@ from functools import partial
 from typing import Annotated, Any
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Header, Path, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from api.auth import Call, may
 from api.documents import Sent, shown
 from api.openapi import TAKES_YAML, refusals
 from api.paging import Page
 from api.schemas import Listed
-from api.schemas_runs import ReleasedRuns, RunBody, RunStarted
+from api.schemas_runs import IdempotencyKey, ReleasedRuns, RunBody, RunStarted
 from api.schemas_workflows import (
     DryRun,
     DryRunBody,
@@ -43,11 +43,6 @@ Starter = Annotated[Call, may(Permission.RUNS_WRITE)]
 DRY_RUNS = 1
 """Dry runs at once: each may keep an evaluator busy for a while, and saving a workflow needs one too."""
 GREATEST_VERSION = 2**31 - 1
-
-IdempotencyKey = Annotated[
-    str | None,
-    Header(alias="Idempotency-Key", min_length=1, max_length=255, description="the same key again is the same run"),
-]
 
 
 @router.get("", response_model=Listed[WorkflowSummary])

@@ -18,8 +18,6 @@ from fastapi.routing import iter_route_contexts
 from api.app import create_app
 from api.openapi import CODES
 from api.schemas_runs import WaitingReason
-from engine.executor import Executor
-from engine.pipeline import Tools
 from tests.api_server import Api, Queue, running_api, services_for, settings_for
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
@@ -109,12 +107,6 @@ def alike(shown: Any, real: Any, place: str = "") -> None:
         assert shown == real, place
 
 
-def execute(api: Api, tenant_id: str, run_id: str) -> None:
-    """What a worker does, which on the page happens meanwhile."""
-    parts = api.services
-    Executor(Tools(parts.database, parts.vault, parts.actions, parts.evaluator)).run(tenant_id, run_id)
-
-
 def test_the_examples_do_what_the_page_says(api: Api) -> None:
     reader = Reader(api)
     executed = ""
@@ -132,9 +124,10 @@ def test_the_examples_do_what_the_page_says(api: Api) -> None:
         assert answer is not None
         if shown:
             alike(json.loads(shown), answer.json())
+        # Workers work meanwhile.
         if reader.known.get("RUN", "") != executed:
             executed = reader.known["RUN"]
-            execute(api, reader.known["TENANT"], executed)
+            api.work(reader.known["TENANT"], executed)
     assert shown_everything(api, reader.asked) == set()
 
 

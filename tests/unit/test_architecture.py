@@ -52,6 +52,7 @@ SERVICES: dict[str, set[str]] = {
     "workflows": {"runs"},
     "audit": set(),
     "breaker": set(),
+    "replay": {"runs"},
     "tenancy": {"audit"},
     "members": {"audit", "tenancy"},
     "invites": {"audit", "members", "tenancy"},
