@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.installation import Installation, opened
+from cli.installation import Installation, opened, operator_here
 from cli.options import DEFAULT_DATA, AsJson, Data, OfTenant, group
 from cli.output import fail, show_items, show_json
 from cli.progress import progress
-from engine import plans
+from engine import audit, plans
 from engine.db import Row, TenantSession
 from engine.errors import VaultError
 from engine.repository import credentials, operator
@@ -45,7 +45,9 @@ class Rotation:
 
     def encrypt_anew(self, vault: Vault, session: TenantSession) -> None:
         """Secrets that cannot be read stay under their old key."""
-        self.secrets_encrypted_anew += vault.rotate(session)
+        secrets = vault.rotate(session)
+        audit.record(session, operator_here(), "keys.rotated", session.tenant_id, secrets=secrets)
+        self.secrets_encrypted_anew += secrets
         self.tenants_with_new_data_key += 1
         if len(credentials.wrapped_keys(session)) > 1:
             self.fault(session.tenant_id, "some of its secrets cannot be read; they stay as they are.")

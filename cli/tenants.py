@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cli import limits, organizations
-from cli.installation import Installation, opened
+from cli.installation import Installation, opened, operator_here
 from cli.options import DEFAULT_DATA, AsJson, Data, TenantId, group
 from cli.output import show_items, show_json, show_record, warn
 from cli.paging import pages
-from engine import ids, plans
+from engine import audit, ids, members, plans
 from engine.errors import NotFound
 from engine.permissions import Role
 from engine.plans import DEFAULT, TenantLimits
@@ -83,8 +83,10 @@ def create(
             raise NotFound(f"There is no account {owner!r}: its owner registers first.")
         tenant_id = ids.new_id("tenant")
         operator.insert_tenant(session, tenant_id=tenant_id, name=name.strip(), plan=plan)
-        if account is not None:
-            identity.insert_member(session, tenant_id=tenant_id, user_id=account["id"], role=Role.OWNER)
+        with session.acting_for(tenant_id) as own:
+            audit.record(own, operator_here(), "tenant.created", tenant_id, name=name.strip())
+            if account is not None:
+                members.join(own, operator_here(), account["id"], Role.OWNER)
         made = plans.of_tenant(session, tenant_id)
     _report(made, f"Made the organization {name.strip()!r} on the plan {plan}: {tenant_id}", as_json=as_json)
     if account is None:

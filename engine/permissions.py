@@ -111,3 +111,12 @@ def of_scopes(scopes: Iterable[str]) -> frozenset[Permission]:
     """What a key with these scopes may do; a scope that is not known here gives nothing."""
     known = (SCOPES[Scope(scope)] for scope in scopes if scope in set(Scope))
     return frozenset().union(*known)
+
+
+def as_table() -> str:
+    """Roles and permissions as the table of docs/organizations.md, in Markdown."""
+    lines = [f"| | {' | '.join(Role)} |", "|---" * (len(Role) + 1) + "|"]
+    for permission, meaning in MEANINGS.items():
+        marks = " | ".join("yes" if permission in ROLES[role] else "-" for role in Role)
+        lines.append(f"| {meaning} | {marks} |")
+    return "\n".join(lines)
