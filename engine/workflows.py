@@ -24,6 +24,7 @@ from engine.repository import credentials
 from engine.repository import triggers as stored_triggers
 from engine.repository import workflows as stored
 from engine.vault import Vault
+from engine.workflow import RUN_WORKFLOW
 
 MASK = "**********"
 """What a document shows instead of a webhook's secret; saving it keeps the secret."""
@@ -79,6 +80,7 @@ class Workflows:
     ) -> Row:
         """Save a new workflow, active, as version 1. Raises InvalidInput with a fault for each credential."""
         self.check_credentials(session, workflow)
+        self._check_workflows(session, workflow)
         workflow_id = ids.new_id("wf")
         values = {**_columns(workflow, legacy), "id": workflow_id, "user_id": author.user_id, "version": 1}
         stored.insert_workflow(session, values)
@@ -105,6 +107,7 @@ class Workflows:
         if expected_version not in (None, current["version"]):
             raise _conflict(workflow_id, current["version"])
         self.check_credentials(session, workflow)
+        self._check_workflows(session, workflow, own_id=workflow_id)
         self._save_trigger(session, workflow_id, workflow.trigger, active=current["is_active"])
         values = _columns(workflow, legacy)
         if version_hash(_masked(workflow)) != stored.version_hash(session, workflow_id, current["version"]):
@@ -181,6 +184,16 @@ class Workflows:
         if faults:
             raise InvalidInput(faults)
 
+    def _check_workflows(self, session: TenantSession, workflow: Workflow, *, own_id: str | None = None) -> None:
+        """The other workflows that it names are there. Raises InvalidInput."""
+        named = dict(_named_workflows(workflow))
+        there = stored.existing(session, set(named.values())) if named else set()
+        faults = [Fault(place, f"there is no workflow {name!r}") for place, name in named.items() if name not in there]
+        if workflow.on_failure is not None and workflow.on_failure.workflow == own_id:
+            faults.append(Fault("/on_failure/workflow", "a workflow cannot deal with its own failures; name another"))
+        if faults:
+            raise InvalidInput(faults)
+
     def _credential_faults(self, step: Step, names: Mapping[str, str]) -> Iterator[str]:
         if step.action is None:
             return
@@ -226,6 +239,16 @@ def _kept_secret(before: Row | None) -> Row:
     if before is None or "sealed" not in before["config"]:
         raise InvalidInput([Fault("/trigger/secret", "there is no secret to keep; write the secret itself")])
     return {"sealed": before["config"]["sealed"]}
+
+
+def _named_workflows(workflow: Workflow) -> Iterator[tuple[str, str]]:
+    """Ids of the workflows that a document names, each with its place; a template's value is not known yet."""
+    if workflow.on_failure is not None:
+        yield "/on_failure/workflow", workflow.on_failure.workflow
+    for number, step in enumerate(workflow.steps):
+        name = step.with_.get("workflow")
+        if step.action == RUN_WORKFLOW and isinstance(name, str) and "{{" not in name:
+            yield f"/steps/{number}/with/workflow", name
 
 
 def _columns(workflow: Workflow, legacy: LegacyForm | None) -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -71,6 +71,12 @@ def version_hash(session: TenantSession, workflow_id: str, version: int) -> str 
         )
     )
     return None if row is None else str(row["hash"])
+
+
+def existing(session: TenantSession, workflow_ids: Collection[str]) -> set[str]:
+    """Those that are there."""
+    statement = sa.select(workflows.c.id).where(_HERE, workflows.c.id.in_(workflow_ids))
+    return {row["id"] for row in session.rows(statement)}
 
 
 def listed(session: TenantSession, *, after: str | None, limit: int) -> list[Row]:

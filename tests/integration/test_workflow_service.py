@@ -210,6 +210,26 @@ def test_a_step_that_needs_a_credential_and_names_none_must_have_exactly_one_to_
     }
 
 
+def test_a_workflow_that_is_named_must_be_there(parts: Parts) -> None:
+    other = parts.save({"type": "manual"})
+    run = {"id": "sub", "action": "workflow.run", "with": {"workflow": "wf_nope"}}
+    templated = {"id": "any", "action": "workflow.run", "with": {"workflow": "{{ trigger.input.id }}"}}
+    document = {**_document(parts, run, templated), "on_failure": {"workflow": "wf_gone"}}
+    with pytest.raises(InvalidInput) as caught, parts.database.tenant("a") as session:
+        parts.workflows.create(session, parse(document, actions=parts.registry), author=AUTHOR)
+    assert {fault.pointer: fault.message for fault in caught.value.faults} == {
+        "/on_failure/workflow": "there is no workflow 'wf_gone'",
+        "/steps/0/with/workflow": "there is no workflow 'wf_nope'",
+    }
+    run["with"] = {"workflow": other}
+    document["on_failure"] = {"workflow": other}
+    sound = parse(document, actions=parts.registry)
+    with parts.database.tenant("a") as session:
+        parts.workflows.create(session, sound, author=AUTHOR)
+    with pytest.raises(InvalidInput, match="its own failures"), parts.database.tenant("a") as session:
+        parts.workflows.update(session, other, sound, author=AUTHOR)
+
+
 def test_a_webhooks_secret_is_nowhere_in_clear_and_survives_saving_what_was_read(parts: Parts) -> None:
     workflow_id = parts.save({"type": "webhook", "secret": SECRET})
     with parts.database.tenant("a") as session:

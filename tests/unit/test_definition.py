@@ -154,6 +154,35 @@ def test_canonical_form_leaves_defaults_out_so_that_meaning_alone_decides_the_ha
     assert version_hash(read(document(echo("a", timeout="31s")))) != version_hash(read(document()))
 
 
+@pytest.mark.parametrize(
+    ("value", "digest"),
+    [
+        (WEATHER, "8f3e055a1cab40d569f843bdfd89e79d0cf9fcc6c361407123616867f92fc265"),
+        (
+            document(
+                echo(
+                    "a",
+                    retry={"attempts": 3, "max": "2m"},
+                    timeout="1m",
+                    **{"if": "true", "with": {"x": "{{ trigger.x }}"}},
+                ),
+                echo("b", needs=[]),
+                trigger={"type": "schedule", "every": "30s"},
+            ),
+            "ad17acb15541cbd8c23e43d543e117b4cf247989d0484bedb3ba9bd606f444d2",
+        ),
+    ],
+)
+def test_hashes_of_stored_versions_never_change(value: Any, digest: str) -> None:
+    assert version_hash(read(value)) == digest
+
+
+def test_both_forms_of_a_list_mean_the_same() -> None:
+    short, whole = document(echo("a", for_each="[1]")), document(echo("a", for_each={"items": "[1]", "parallel": 1}))
+    assert version_hash(read(short)) == version_hash(read(whole))
+    assert canonical(read(short))["steps"][0]["for_each"] == {"items": "[1]"}
+
+
 def test_yaml_scalars_are_json_values() -> None:
     values = "{a: no, b: 1:30, c: 1.5, d: ~, e: 0o7, f: true}"
     text = f"name: 2026-01-01\ntrigger: {{type: manual}}\nsteps: [{{id: on, action: debug.echo, with: {values}}}]"
@@ -498,6 +527,21 @@ TRIGGERS: st.SearchStrategy[dict[str, Any]] = st.one_of(
 )
 
 
+STEERING: st.SearchStrategy[dict[str, Any]] = st.one_of(
+    DURATIONS.map(lambda text: {"wait": {"for": text}}),
+    st.just({"wait": {"until": "trigger.at"}}),
+    st.fixed_dictionaries({}, optional={"message": st.just("{{ trigger.x }}?"), "expires": DURATIONS}).map(
+        lambda approval: {"wait": {"approval": approval}}
+    ),
+)
+
+
+def switches(later: list[str]) -> st.SearchStrategy[dict[str, Any]]:
+    targets = st.lists(st.sampled_from(later), min_size=1, unique=True)
+    cases = st.lists(st.fixed_dictionaries({"if": st.just("true"), "then": targets}), min_size=1, max_size=3)
+    return st.fixed_dictionaries({"cases": cases}, optional={"else": targets}).map(lambda switch: {"switch": switch})
+
+
 @st.composite
 def documents(draw: st.DrawFn) -> dict[str, Any]:
     ids = draw(st.lists(IDS, min_size=1, max_size=5, unique=True))
@@ -514,11 +558,35 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
                     "timeout": DURATIONS,
                     "if": st.just("trigger.x == 1"),
                     "retry": st.fixed_dictionaries({"attempts": st.integers(1, 20)}),
+                    "on_error": st.sampled_from(["fail", "continue", *ids[position + 1 :]]),
+                    "on_unknown": st.sampled_from(["retry", "fail", "ask"]),
+                    "for_each": st.just("trigger.x")
+                    | st.fixed_dictionaries({"items": st.just("trigger.x"), "parallel": st.integers(1, 20)}),
                 },
             )
         )
+        if draw(st.integers(0, 3)) == 0:
+            step = {key: step[key] for key in ("id", "needs", "if", "on_error") if key in step}
+            step |= draw(STEERING if position + 1 == len(ids) else STEERING | switches(ids[position + 1 :]))
         steps.append(step)
-    return {"name": draw(st.text("abc", min_size=1)), "trigger": draw(TRIGGERS), "steps": steps}
+    more: dict[str, Any] = draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "timeout": DURATIONS,
+                "on_failure": st.just({"workflow": "wf_1"}),
+                "concurrency": st.fixed_dictionaries(
+                    {},
+                    optional={
+                        "key": st.just("trigger.x"),
+                        "limit": st.integers(1, 1000),
+                        "on_limit": st.sampled_from(["queue", "cancel_running", "drop_new"]),
+                    },
+                ),
+            },
+        )
+    )
+    return {"name": draw(st.text("abc", min_size=1)), "trigger": draw(TRIGGERS), "steps": steps, **more}
 
 
 @given(documents())
