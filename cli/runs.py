@@ -1,14 +1,16 @@
-"""``fairlane runs``: what ran, what waits and why, of one organization or of all; and ending a run."""
+"""``fairlane runs``: what ran, what waits and why, of one organization or of all; ending runs, and replaying them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 from redis.exceptions import RedisError
 
+from cli import replays
 from cli.installation import Installation, opened
 from cli.options import DEFAULT_DATA, AsJson, Data, OfTenant, group
 from cli.output import fail, show_items, show_json, show_record, warn
@@ -19,10 +21,11 @@ from engine.errors import NotFound
 from engine.ports import PollMessage, RunMessage
 from engine.repository import operator, read_runs
 from engine.repository.operator import RunFilter
+from engine.repository.replays import Ended
 from engine.runs import Runs
 from engine.states import RunState
 
-app = group("Runs: what ran, what waits, and ending one.")
+app = group("Runs: what ran, what waits, ending them, and starting them again.")
 
 MANY = 100_000
 """Steps or log lines of one run; there are never so many."""
@@ -77,15 +80,25 @@ def _since(text: str) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
+Since = Annotated[
+    datetime | None,
+    typer.Option("--since", parser=_since, metavar="WHEN", help="Queued since: 2h, 7d, or a moment (UTC)."),
+]
+
+
+class Version(StrEnum):
+    """Which version of its workflow a replay has."""
+
+    original = "original"
+    latest = "latest"
+
+
 @app.command("list")
 def list_(
     tenant: OfTenant = None,
     workflow: Annotated[str | None, typer.Option("--workflow", metavar="WORKFLOW", help="Only of this one.")] = None,
     status: Annotated[list[RunState] | None, typer.Option("--status", help="Only in this state; repeatable.")] = None,
-    since: Annotated[
-        datetime | None,
-        typer.Option("--since", parser=_since, metavar="WHEN", help="Queued since: 2h, 7d, or a moment (UTC)."),
-    ] = None,
+    since: Since = None,
     limit: Annotated[int, typer.Option("--limit", min=0, help="At most so many; 0 for all.")] = 100,
     data: Data = DEFAULT_DATA,
     as_json: AsJson = False,
@@ -157,6 +170,51 @@ def cancel(
                 ended.append(False)
     if not all(ended):
         raise typer.Exit(1)
+
+
+@app.command()
+def replay(
+    run: Annotated[list[str] | None, typer.Argument(metavar="[RUN...]", help="Ids; else use options.")] = None,
+    tenant: OfTenant = None,
+    workflow: Annotated[str | None, typer.Option("--workflow", metavar="WORKFLOW", help="All of this one.")] = None,
+    status: Annotated[
+        list[RunState] | None, typer.Option("--status", help="All in this state; repeatable. failed unless given.")
+    ] = None,
+    since: Since = None,
+    start: Annotated[
+        str, typer.Option("--from", metavar="WHERE", help="start, failed, or the id of a step.")
+    ] = "failed",
+    version: Annotated[Version, typer.Option("--version", help="Of the workflow.")] = Version.original,
+    given: Annotated[
+        str | None, typer.Option("--input", metavar="JSON", help="Another input than the runs had.")
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option("--batch", metavar="NAME", help="Replay each run once under this name.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
+    data: Data = DEFAULT_DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Start runs again that have ended: those named, or all that the options choose. Finished steps are kept."""
+    by_option = workflow is not None or since is not None or bool(status)
+    if bool(run) == by_option:
+        raise typer.BadParameter("name runs, or choose them by --workflow, --status or --since.")
+    if any(not state.is_terminal for state in status or ()):
+        raise typer.BadParameter("only runs that have ended can be replayed.", param_hint="--status")
+    how = replays.How(start=start, version=version.value, input=replays.read_input(given), batch=batch, dry_run=dry_run)
+    with opened(data) as here:
+        if run:
+            fine = replays.replay_named(here, _with_tenants(here, run, tenant), how, as_json=as_json)
+        else:
+            statuses = status or [RunState.FAILED]
+            wanted = Ended(tenant_id=tenant, workflow_id=workflow, statuses=statuses, since=since)
+            fine = replays.replay_many(here, wanted, how, as_json=as_json)
+    if not fine:
+        raise typer.Exit(1)
+
+
+def _with_tenants(here: Installation, run_ids: list[str], tenant: str | None) -> list[tuple[str, str]]:
+    return [(tenant or _tenant_of(here, run_id), run_id) for run_id in run_ids]
 
 
 def _cancel(here: Installation, run_id: str, tenant_id: str) -> bool:

@@ -90,6 +90,14 @@ def note(session: TenantSession, run_id: str, message: str) -> None:
     )
 
 
+def made(session: TenantSession, run_id: str, batch: str) -> bool:
+    """Whether the batch has replayed the run."""
+    statement = sa.select(runs.c.id).where(
+        runs.c.tenant_id == session.tenant_id, runs.c.idempotency_key == key(run_id, batch)
+    )
+    return session.row(statement) is not None
+
+
 def count(session: SystemSession, wanted: Ended, *, batch: str) -> int:
     """How many runs a batch is about."""
     found: int = session.execute(_chosen(wanted, batch, sa.func.count())).scalar_one()

@@ -42,7 +42,7 @@ def test_the_commands_of_the_contract_are_there() -> None:
     groups = {
         "tenants": "list show create set-plan set-limit suspend resume",
         "plans": "list show set",
-        "runs": "list show cancel",
+        "runs": "list show cancel replay",
         "lanes": "list show pause resume check",
         "keys": "rotate",
     }
