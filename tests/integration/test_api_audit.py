@@ -38,6 +38,7 @@ WRITES: dict[tuple[str, str], str] = {
 SILENT = {
     ("POST", "/api/workflows/{workflow_id}/dry-run"): "stores nothing",
     ("POST", "/api/workflows/{workflow_id}/runs"): "the run itself is the record",
+    ("POST", "/api/runs/{run_id}/replay"): "the new run is the record, and names the old one",
 }
 
 

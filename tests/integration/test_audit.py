@@ -20,7 +20,7 @@ from engine.repository import audit as stored
 from engine.repository import decryptions
 from engine.repository.audit import AuditFilter
 from tests.engine_parts import Parts, parts_for
-from tests.integration.test_executor import Scripted
+from tests.scripted import Scripted
 
 ANN = Actor("user_ann", "192.0.2.7")
 AWKWARD: dict[str, Any] = {"bb": 'ü\n"quoted"\t\u2028', "a": [1, -2, None, True, {"": "x"}], "é": {}, "z" * 70: "\x01\x7f/"}
