@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 from structlog.testing import capture_logs
 
@@ -97,6 +98,18 @@ def test_what_was_denied_is_logged_with_who_asked_and_without_what_they_sent(api
     ]
     assert any(line["event"] == "login_failed" and line["ip"] == "127.0.0.1" for line in lines)
     assert "canary" not in str(lines)
+
+
+def test_an_address_is_believed_from_a_trusted_proxy_only(api: Api) -> None:
+    """The server of these tests trusts 127.0.0.1, as ours does unless told otherwise, and not 127.0.0.2."""
+    owner = api.person()
+    headers = {**owner.http.headers, "X-Forwarded-For": "203.0.113.7"}
+    for number, source in enumerate(("127.0.0.1", "127.0.0.2")):
+        with httpx.Client(transport=httpx.HTTPTransport(local_address=source), base_url=api.url) as client:
+            body = {"name": str(number), "scopes": ["runs:read"]}
+            assert client.post("/api/keys", json=body, headers=headers).status_code == 201
+    rows = owner.http.get("/api/audit", params={"action": "key.created"}).json()["items"]
+    assert {row["data"]["name"]: row["ip"] for row in rows} == {"0": "203.0.113.7", "1": "127.0.0.2"}
 
 
 def test_what_costs_us_something_is_counted_and_bounded(api: Api, redis_url: str) -> None:
