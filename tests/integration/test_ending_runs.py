@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from engine.errors import RetryLater
+from engine.heartbeat import Heartbeat
 from engine.ports import Json, StepContext
 from engine.states import RunState
 from tests.engine_parts import Parts, parts_for
@@ -216,16 +217,24 @@ class TestCancel:
         assert executions == []
         assert outcomes <= {"cancelled", "succeeded"}
 
-    def test_looking_costs_nothing_while_only_young_runs_are_in_hand(
+    def test_nothing_is_asked_while_only_young_runs_are_in_hand_and_then_once_a_second(
         self, parts: Parts, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def refuse() -> None:
-            raise AssertionError("asked Postgres")
+        asked: list[str] = []
+        now = [time.monotonic()]
 
         run_id = parts.start(parts.workflow(echo()))
         with parts.database.tenant("acme") as session:
             begun = parts.executor._begin(session, run_id)
         assert begun is not None
-        with parts.executor.heartbeat.holding(begun[0]):
-            monkeypatch.setattr(parts.database, "system", refuse)
-            assert parts.executor.heartbeat.look() == 0
+        heartbeat = Heartbeat(parts.database, lease_seconds=30, clock=lambda: now[0])
+        monkeypatch.setattr(heartbeat, "look", lambda: asked.append("look"))
+        monkeypatch.setattr(heartbeat, "run_once", lambda older_than: asked.append(f"beat {older_than}"))
+        with heartbeat.holding(begun[0]):
+            heartbeat.tick()
+            assert asked == []
+            for _ in range(2 * 11):  # eleven seconds in ticks of half a second
+                now[0] += 0.5
+                heartbeat.tick()
+        assert asked.count("beat 0") == 2
+        assert 10 <= len(asked) <= 12
