@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
 
+import actions
 import migrations
 from embedded.postgres import DATABASE, PostgresServer
+from engine import audit, leaving
+from engine.audit import Actor
 from engine.db import Database
+from engine.moving import Cargo, Mover
+from engine.runs import Start
+from tests import trigger_parts
 from tests.engine_parts import parts_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
@@ -33,7 +41,9 @@ def execute(url: str, statements: str) -> None:
             connection.execute(statement.encode())
 
 
-def test_what_the_page_says_is_enough_to_migrate_and_to_run(server: PostgresServer) -> None:
+@contextmanager
+def as_the_page_says(server: PostgresServer) -> Iterator[tuple[str, str]]:
+    """A migrated database: the URL of who owns it, and that of our processes."""
     make_owner, make_app = re.findall(r"```sql\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     server.start()
     try:
@@ -46,11 +56,39 @@ def test_what_the_page_says_is_enough_to_migrate_and_to_run(server: PostgresServ
         )
         migrations.upgrade(owner)
         execute(owner, make_app)
+        yield owner, app
+    finally:
+        server.stop()
+
+
+def test_what_the_page_says_is_enough_to_migrate_and_to_run(server: PostgresServer) -> None:
+    with as_the_page_says(server) as (owner, app):
         for url in (owner, app):
             with closing(Database(url, pool_size=1)) as database:
                 database.verify()
         with parts_for(app) as parts:
             run = parts.execute({"id": "echo", "action": "debug.echo", "with": {"text": "hello"}})
         assert (run["status"], run["output"]) == ("succeeded", {"text": "hello"})
-    finally:
-        server.stop()
+
+
+def test_what_owns_nothing_can_move_audit_and_erase_organizations(server: PostgresServer) -> None:
+    """What follows a workflow, and what goes with a tenant, is the owner's work, who is no superuser here."""
+    by = Actor("operator:test")
+    with as_the_page_says(server) as (owner, app), trigger_parts.two_tenants(app) as database:
+        parts = trigger_parts.Parts(database, actions.build())
+        workflow_id = parts.save({"type": "webhook", "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"})
+        with database.tenant("a") as own:
+            start = Start(workflow_id=workflow_id, trigger="api", input={})
+            run_id = parts.runs.start(own, start).run["id"]
+        with database.system() as session:
+            cargo = Cargo(workflows=[workflow_id])
+            Mover(parts.vault, parts.workflows).move(session, by, cargo, source="a", target="b")
+        assert [row["tenant_id"] for row in parts.rows("SELECT tenant_id FROM runs WHERE id = :id", id=run_id)] == ["b"]
+        with pytest.raises(psycopg.errors.RaiseException, match="append-only"):
+            execute(owner, "UPDATE audit SET actor = 'nobody'")
+        with database.system() as session:
+            leaving.delete(session, by, "b", grace=timedelta(0))
+        assert leaving.Eraser(database).run_once() == leaving.Erased(tenants=1, runs=1)
+        assert parts.rows("SELECT tenant_id FROM audit") == [{"tenant_id": "a"}]
+        with database.tenant("a") as session:
+            assert audit.verify(audit.entries(session)).fault is None
