@@ -20,12 +20,25 @@ from api import problems
 from api.auth import require_permissions
 from api.edge import Edge
 from api.openapi import Application
-from api.routes import audit, auth, catalog, credentials, health, keys, members, runs, tenants, webhooks, workflows
+from api.routes import (
+    audit,
+    auth,
+    catalog,
+    credentials,
+    health,
+    keys,
+    members,
+    resume,
+    runs,
+    tenants,
+    webhooks,
+    workflows,
+)
 from api.services import Services
 from api.throttle import Throttle
 from engine import logs
 
-ROUTERS = (webhooks, auth, tenants, members, keys, audit, credentials, workflows, runs, catalog, health)
+ROUTERS = (webhooks, auth, tenants, members, keys, audit, credentials, workflows, runs, resume, catalog, health)
 """Webhooks first: routes are tried in this order, and those are the many."""
 
 CORS: dict[str, Any] = {

@@ -39,9 +39,11 @@ OPEN = frozenset(
         ("POST", "/api/auth/register"),
         ("POST", "/api/auth/login"),
         ("POST", "/api/webhooks/{workflow_id}"),
+        ("GET", "/api/runs/{run_id}/resume"),
+        ("POST", "/api/runs/{run_id}/resume"),
     }
 )
-"""The routes that anybody may call. A webhook checks its own signature."""
+"""The routes that anybody may call. A webhook checks its own signature, and `api.answering` who answers a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +129,7 @@ class _May:
 
     async def __call__(self, request: Request) -> Call:
         call: Call = request.state.call  # set by Route; without it the request fails, closed
-        if self.permission not in call.principal.permissions:
-            raise _lacking(self.permission, call.principal)
+        require(self.permission, call.principal)
         return call
 
 
@@ -158,6 +159,12 @@ class _Inside(_May):
             if error.error_code != "not_a_member":
                 raise
         raise NotFound(f"There is no organization {tenant_id}.")
+
+
+def require(permission: Permission, principal: Principal) -> None:
+    """Raises Forbidden when the caller does not have the permission."""
+    if permission not in principal.permissions:
+        raise _lacking(permission, principal)
 
 
 def _lacking(permission: Permission, principal: Principal) -> Forbidden:

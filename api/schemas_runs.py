@@ -88,10 +88,38 @@ class Repeat(Answer):
 
 class ReplayedRun(Run):
     carried_over: list[str] = Field(description="the steps that are not run again; their outputs are kept")
-    repeats: list[Repeat] = Field(
-        description="steps with effects outside that were begun before and are done again"
-    )
+    repeats: list[Repeat] = Field(description="steps with effects outside that were begun before and are done again")
     idempotent: bool = Field(description="true when this Idempotency-Key had replayed the run before")
+
+
+class ResumeBody(Body):
+    approved: bool = Field(default=True, description="false refuses, which fails the step that waits")
+    data: Any = Field(default=None, description="anything that later steps may read")
+    step: Identifier | None = Field(default=None, description="which step; needed when several wait for an answer")
+    item: str = Field(default="", max_length=20, description="which item of a step that is done for each")
+
+
+class Asked(Answer):
+    step: str
+    item: str | None = None
+    reason: str = Field(description="`approval`, or `outcome_unknown` when nobody knows whether a call happened")
+    message: str | None = Field(default=None, description="what is to be decided")
+    expires_at: Moment | None = None
+
+
+class Question(Answer):
+    run_id: str
+    workflow: str = Field(description="its name")
+    status: str
+    asks: list[Asked] = Field(description="the steps that wait for an answer; none when nothing waits any more")
+
+
+class Answered(Answer):
+    run_id: str
+    step: str
+    item: str | None = None
+    approved: bool
+    status: str = Field(description="of the run now")
 
 
 class ReleasedRuns(Answer):

@@ -80,13 +80,14 @@ class Route(APIRoute):
 
         async def guarded(request: Request) -> Response:
             if not is_open:
-                request.state.call = await run_in_threadpool(_call, request)
+                request.state.call = await run_in_threadpool(call_of, request)
             return await handle(_readable(request) if reads_json else request)
 
         return guarded
 
 
-def _call(request: Request) -> Call:
+def call_of(request: Request) -> Call:
+    """The call that its headers stand for. Raises Unauthenticated, Forbidden."""
     services: Services = request.app.state.services
     headers = request.headers
     principal = authenticate(

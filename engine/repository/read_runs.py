@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from engine.db import Row, TenantSession
-from engine.models import execution_logs, runs, steps
+from engine.models import execution_logs, runs, steps, workflows
+from engine.repository.waits import UNANSWERABLE
 from engine.states import RunState
 
 Columns: TypeAlias = ReadOnlyColumnCollection[str, Any]
@@ -102,6 +103,38 @@ def steps_of(
             statement, "output", max_bytes=max_bytes, order=lambda c: (c.began, c.id, sa.func.coalesce(c.item, ""))
         )
     return session.rows(statement)
+
+
+def asked(session: TenantSession, run_id: str) -> list[Row]:
+    """The steps that wait for somebody's answer: step, item, reason, output, expires_at."""
+    return session.rows(
+        sa.select(
+            steps.c.step_id.label("step"),
+            sa.func.nullif(steps.c.item, "").label("item"),
+            steps.c.wait_reason.label("reason"),
+            steps.c.output,
+            steps.c.wake_at.label("expires_at"),
+        )
+        .join(runs, (runs.c.tenant_id == steps.c.tenant_id) & (runs.c.id == steps.c.run_id))
+        .where(
+            steps.c.tenant_id == session.tenant_id,
+            steps.c.run_id == run_id,
+            steps.c.wait_reason.is_not(None),
+            steps.c.wait_reason.not_in(UNANSWERABLE),
+            steps.c.signal.is_(None),
+            sa.func.coalesce(steps.c.wake_at > sa.func.now(), sa.true()),
+            runs.c.finished_at.is_(None),
+        )
+        .order_by(steps.c.step_id, steps.c.item)
+    )
+
+
+def workflow_name(session: TenantSession, workflow_id: str) -> str:
+    """Of a workflow that may be deleted."""
+    name: str = session.execute(
+        sa.select(workflows.c.name).where(workflows.c.tenant_id == session.tenant_id, workflows.c.id == workflow_id)
+    ).scalar_one()
+    return name
 
 
 def log_of(session: TenantSession, run_id: str, *, after: int | None, limit: int) -> list[Row]:
