@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 import time
 from typing import Any
@@ -50,8 +51,9 @@ def noop() -> None:
     """Nothing: what is left is the cost of the broker."""
 
 
-def nap(seconds: float) -> None:
-    time.sleep(seconds)
+def nap(seconds: float, spread: float = 0.0) -> None:
+    """Sleeps so long, give or take a part of it: work of exactly the same length would end in step for ever."""
+    time.sleep(seconds * random.uniform(1 - spread, 1 + spread))
 
 
 def note(self: Any, seconds: float) -> None:

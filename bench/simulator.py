@@ -2,7 +2,8 @@
 
 A `Simulator` is a set of worker slots and a calendar of events. Slots claim through ``claim.lua`` and acknowledge
 through ``ack.lua`` on a real Redis, with the virtual time as their argument, so what is measured is the shipped
-scheduling and not a model of it. Beside it, `fifo` and `round_robin` give the waits of the same arrivals under the two usual policies.
+scheduling and not a model of it. Beside it, `fifo` and `round_robin` give the waits of the same arrivals under the two
+usual policies.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Simulator:
         self.served: list[Served] = []
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.on_claim: Callable[[Served], None] | None = None
+        self.client = client
         self._wire = Wire(client.connection_pool, keep=True)
         self._keys = Keys.of("sim")
         self.lanes = Lanes(client, "sim")
@@ -112,11 +114,16 @@ class Simulator:
         """When the next job ends; infinite when nothing runs."""
         return self._busy[0][0] if self._busy else float("inf")
 
-    def ready(self) -> list[tuple[bytes, float]]:
-        """The ready lanes with their start tags."""
-        reply = self._wire.call(("ZRANGE", f"{self._keys.stem}ready", 0, -1, "WITHSCORES"))[0]
+    def residuals(self) -> list[float]:
+        """What is left of the work in each slot, ascending; 0 for a free one."""
+        return [0.0] * self.free + sorted(end - self.now for end, *_ in self._busy)
+
+    def turns(self) -> list[tuple[str, float]]:
+        """The tenants with dispatchable work and their turns, in order: below 0 a first turn, else the start tag."""
+        command = ("ZRANGE", f"{self._keys.stem}ready", 0, -1, "WITHSCORES")
+        reply = self._wire.call(operation("file", self._keys, self.now), command)[1]
         pairs = reply if reply and isinstance(reply[0], list) else zip(reply[::2], reply[1::2], strict=True)
-        return [(lane, float(tag)) for lane, tag in pairs]
+        return [(tenant.decode(), float(turn)) for tenant, turn in pairs]
 
     def step(self) -> bool:
         """Goes to the next end of a job; False when nothing runs."""
@@ -133,7 +140,7 @@ class Simulator:
         return True
 
     def run(self, arrivals: Iterable[Job] = (), *, until: float = float("inf")) -> None:
-        """Serves what waits and what arrives (in order of time), until nothing is left or the time is reached."""
+        """Serves what waits and what arrives (in order of time), until nothing is left to do or it is so late."""
         waiting = deque(arrivals)
         while self.now < until:
             next_end = self.next_end
@@ -144,7 +151,9 @@ class Simulator:
                     batch.append(waiting.popleft())
                 self.publish(batch)
                 self.fill()
-            elif next_end == float("inf") or not self.step():
+            elif next_end > until:
+                self.now = until
+            elif not self.step():
                 return
 
 
