@@ -31,8 +31,8 @@ FIRST = ("timestamp", "level", "event")
 """The keys that a line in JSON begins with."""
 TELLING_URLS = ("httpx", "httpcore")
 """Loggers that name each URL called, which may hold a credential: never below WARNING."""
-PER_MESSAGE = ("celery.worker.strategy", "celery.app.trace", "celery.beat")
-"""Loggers with lines for each run or tick: only at DEBUG."""
+PER_MESSAGE = ("celery.worker.strategy", "celery.app.trace", "celery.beat", "alembic.runtime.migration")
+"""Loggers with lines for each run, tick or look at the schema, as every `/readyz` takes one: only at DEBUG."""
 WITH_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.access")
 """Loggers whose libraries have given them handlers of their own."""
 
