@@ -5,6 +5,7 @@ Each check is one line, each fault one sentence that says what to do. It changes
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import typer
 from cli import commands, schema
 from cli.options import DEFAULT_DATA, AsJson, Data
 from cli.output import sentence_for, show_json
+from embedded.home import URLS, Home
 from engine.errors import ConfigurationError, FairlaneError
 
 if TYPE_CHECKING:
@@ -54,13 +56,20 @@ def examine(data: Any) -> list[Finding]:
     try:
         settings = commands.configured(data)
     except ConfigurationError as error:
-        return [Finding("settings", "incomplete", error.detail)]
+        return [Finding("settings", "incomplete", error.detail + _asleep(Home(data)))]
     keys = ", ".join(settings.master_key_ring)
     return [
         Finding("settings", f"complete; master keys: {keys}"),
         *_safely("postgres", lambda: _postgres(settings.database_url, ring=settings.master_key_ring)),
         *_safely("redis", lambda: _redis(settings.redis_url)),
     ]
+
+
+def _asleep(home: Home) -> str:
+    """What else to say when a URL is missing because the embedded servers of a folder do not run."""
+    if not home.env_file.exists() or all(url in os.environ or url in home.read_env() for url in URLS):
+        return ""
+    return f" Or let `fairlane up` run the servers of {home.folder}, and ask meanwhile: the doctor starts nothing."
 
 
 def _safely(check: str, findings: Callable[[], list[Finding]]) -> list[Finding]:

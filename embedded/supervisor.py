@@ -46,6 +46,8 @@ class _Life:
     deaths: int = 0
     start_at: float = 0.0
     """When it is to be started; only while it does not run."""
+    told: bool = False
+    """Whether people know that it takes long to stop."""
 
 
 class Supervisor:
@@ -169,6 +171,10 @@ class Supervisor:
             self.printer.say(life.child.name, "did not stop in time: killed")
             life.child.kill()
             return True
+        if waited > QUICK_GRACE and not life.told:  # or people would take it for hanging
+            life.told = True
+            left = life.child.grace - waited
+            self.printer.say(life.child.name, f"is still busy: has {left:.0f} s more, a second Ctrl-C ends it at once")
         return False
 
     @contextlib.contextmanager

@@ -195,6 +195,18 @@ def test_the_doctor_has_a_sentence_for_each_fault(
     assert "FAIRLANE_MASTER_KEYS" in json.loads(report.stdout)["checks"][0]["fault"]
 
 
+def test_the_doctor_says_where_the_urls_of_embedded_servers_are_that_do_not_run(
+    fairlane: Callable[..., Run], tmp_path: Path
+) -> None:
+    home = Home(tmp_path / "data")
+    with home.locked():
+        home.generate_keys()
+    run = fairlane("doctor", "--data", str(home.folder))
+    assert run.returncode == 1
+    assert f"`fairlane up` run the servers of {home.folder}" in run.stderr
+    assert "fairlane up" not in fairlane("doctor", "--data", str(tmp_path / "nothing")).stderr
+
+
 def test_the_doctor_refuses_a_redis_that_may_drop_work(
     fairlane: Callable[..., Run], tmp_path: Path, database_url: str, redis_url: str
 ) -> None:

@@ -132,6 +132,13 @@ def test_a_second_signal_stops_at_once() -> None:
     assert time.monotonic() - began < 30.0
 
 
+def test_a_child_that_takes_long_to_stop_is_said_to_be_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedded.supervisor.QUICK_GRACE", 0.0)
+    script = Script(busy=("busy", [stop_all]))
+    assert supervise(child("slow", DEAF, grace=600.0), script=script, announce=stop_all) == 0
+    assert len(re.findall(r"is still busy: has \d+ s more, a second Ctrl-C ends it at once", script.getvalue())) == 1
+
+
 def test_what_a_child_started_goes_with_it() -> None:
     marks: list[ProcessMark | None] = []
     script = Script(alive=(r"alive (\d+)", [lambda match: marks.append(ProcessMark.of(int(match[1])))]))
