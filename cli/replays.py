@@ -102,14 +102,12 @@ class Tally:
         }
 
 
-def read_input(text: str | None) -> Any:
-    """The value of ``--input``."""
-    if text is None:
-        return ABSENT
+def read_json(text: str | None, option: str) -> Any:
+    """The value of an option that takes JSON; None when it was not given."""
     try:
-        return json.loads(text)
+        return None if text is None else json.loads(text)
     except ValueError as error:
-        raise typer.BadParameter(f"this is not JSON: {error}", param_hint="--input") from None
+        raise typer.BadParameter(f"this is not JSON: {error}", param_hint=option) from None
 
 
 def replay_named(here: Installation, runs: Iterable[tuple[str, str]], how: How, *, as_json: bool) -> bool:

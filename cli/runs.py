@@ -10,15 +10,17 @@ from typing import Annotated, Any
 import typer
 from redis.exceptions import RedisError
 
-from cli import replays
+from cli import answers, replays
 from cli.installation import Installation, opened
 from cli.options import DEFAULT_DATA, AsJson, Data, OfTenant, group
 from cli.output import fail, show_items, show_json, show_record, warn
 from cli.paging import PAGE, pages
+from cli.whose import no_run, tenant_of
 from engine.db import Row
 from engine.durations import parse_duration
 from engine.errors import NotFound
 from engine.ports import PollMessage, RunMessage
+from engine.replay import ABSENT
 from engine.repository import operator, read_runs
 from engine.repository.operator import RunFilter
 from engine.repository.replays import Ended
@@ -134,11 +136,11 @@ def show(
 ) -> None:
     """Show one run, its steps, and what it waits for."""
     with opened(data) as here:
-        tenant_id = tenant or _tenant_of(here, run)
+        tenant_id = tenant or tenant_of(here, run)
         with here.database.tenant(tenant_id) as session:
             row = read_runs.get(session, run)
             if row is None:
-                raise _no_run(run)
+                raise no_run(run)
             steps = read_runs.steps_of(session, run, after=None, limit=MANY)
             lines = read_runs.log_of(session, run, after=None, limit=MANY) if logs else None
         whole = {"tenant_id": tenant_id, **row, "waits_for": _waits_for(here, tenant_id, row)}
@@ -164,12 +166,15 @@ def cancel(
     with opened(data) as here:
         for run_id in run:
             try:
-                ended.append(_cancel(here, run_id, tenant or _tenant_of(here, run_id)))
+                ended.append(_cancel(here, run_id, tenant or tenant_of(here, run_id)))
             except NotFound as error:
                 fail(error.detail)
                 ended.append(False)
     if not all(ended):
         raise typer.Exit(1)
+
+
+app.command("resume")(answers.resume)
 
 
 @app.command()
@@ -201,7 +206,8 @@ def replay(
         raise typer.BadParameter("name runs, or choose them by --workflow, --status or --since.")
     if any(not state.is_terminal for state in status or ()):
         raise typer.BadParameter("only runs that have ended can be replayed.", param_hint="--status")
-    how = replays.How(start=start, version=version.value, input=replays.read_input(given), batch=batch, dry_run=dry_run)
+    other = ABSENT if given is None else replays.read_json(given, "--input")
+    how = replays.How(start=start, version=version.value, input=other, batch=batch, dry_run=dry_run)
     with opened(data) as here:
         if run:
             fine = replays.replay_named(here, _with_tenants(here, run, tenant), how, as_json=as_json)
@@ -214,7 +220,7 @@ def replay(
 
 
 def _with_tenants(here: Installation, run_ids: list[str], tenant: str | None) -> list[tuple[str, str]]:
-    return [(tenant or _tenant_of(here, run_id), run_id) for run_id in run_ids]
+    return [(tenant or tenant_of(here, run_id), run_id) for run_id in run_ids]
 
 
 def _cancel(here: Installation, run_id: str, tenant_id: str) -> bool:
@@ -222,7 +228,7 @@ def _cancel(here: Installation, run_id: str, tenant_id: str) -> bool:
         row = read_runs.get(session, run_id)
         ended = Runs(LeftToSweeper()).cancel(session, run_id)
     if row is None:
-        raise _no_run(run_id)
+        raise no_run(run_id)
     if not ended and row["status"] != RunState.CANCELLED:
         fail(f"{run_id} has ended already: {row['status']}.")
         return False
@@ -269,15 +275,3 @@ def _waits_for(here: Installation, tenant_id: str, run: Row) -> str | None:
 
 def _message(tenant_id: str, run: Row) -> RunMessage:
     return RunMessage(run["id"], tenant_id, run["workflow_id"], run["priority"], run["attempt"])
-
-
-def _tenant_of(here: Installation, run_id: str) -> str:
-    with here.database.system() as session:
-        tenant_id = operator.tenant_of_run(session, run_id)
-    if tenant_id is None:
-        raise _no_run(run_id)
-    return tenant_id
-
-
-def _no_run(run_id: str) -> NotFound:
-    return NotFound(f"There is no run {run_id!r}.")

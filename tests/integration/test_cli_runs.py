@@ -168,3 +168,24 @@ def test_cancelling_needs_no_redis(world: World) -> None:
     result = world.fairlane.fine("runs", "cancel", world.queued, FAIRLANE_REDIS_URL=DOWN)
     assert "its message stays in the lane, and a worker drops it" in result.err
     assert world.parts.run_row(world.queued)["status"] == "cancelled"
+
+
+def test_a_run_that_waits_is_answered(world: World) -> None:
+    ask = {"id": "ask", "wait": {"approval": {}}}
+    after = {"id": "after", "action": "debug.echo", "with": {"note": "{{ steps.ask.output.data }}"}}
+    world.parts.workflow(ask, after, workflow_id="wf_ask")
+    agreed, refused = world.parts.start("wf_ask"), world.parts.start("wf_ask")
+    for run_id in (agreed, refused):
+        world.parts.executor.run("acme", run_id)
+    out = world.fairlane.fine("runs", "resume", agreed, "--answer", '"fine"').out
+    assert out == f"{agreed}: ask is approved.\n"
+    assert world.fairlane.fine("runs", "resume", refused, "--refuse", "--step", "ask").out.endswith("is refused.\n")
+    for run_id in (agreed, refused):
+        world.parts.executor.run("acme", run_id)
+    assert world.parts.run_row(agreed)["output"] == {"note": "fine"}
+    assert world.parts.run_row(refused)["error"]["code"] == "approval_refused"
+    again = world.fairlane("runs", "resume", agreed)
+    assert (again.code, again.err) == (1, "Nothing of this run waits for an answer.\n")
+    assert world.fairlane("runs", "resume", agreed, "--answer", "{").code == 2
+    rows = world.parts.rows("SELECT object FROM audit WHERE action = 'run.answered' ORDER BY id")
+    assert [row["object"] for row in rows] == [agreed, refused]
