@@ -61,7 +61,7 @@ def restore(session: SystemSession, by: Actor, tenant_id: str) -> Row:
 class Eraser:
     """Erases what is deleted and past its grace period. Any number may run; one that dies is gone on with.
 
-    `forget_lane` is told the tenant at the end: what waits in the queue would find nothing.
+    `forget_lane` is told the tenant at the end, when all is done: what still waits in the queue would find nothing.
     """
 
     def __init__(self, database: Database, *, forget_lane: Callable[[str], object] = lambda _tenant: None) -> None:
@@ -83,10 +83,10 @@ class Eraser:
             erased += deleted
         with self._database.system() as session:
             head = stored.delete_tenant(session, tenant_id)
-        self._forget_lane(tenant_id)
         if head is not None:
             ended = f"{head['id']}:{bytes(head['hash']).hex()}"
             log.warning("tenant_erased", tenant=tenant_id, data_keys=keys, runs=erased, audit_head=ended)
+        self._forget_lane(tenant_id)
         return erased
 
     def _delete_some_runs(self, tenant_id: str) -> int:

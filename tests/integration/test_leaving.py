@@ -18,11 +18,13 @@ from engine import archive, audit, leaving
 from engine.audit import Actor
 from engine.db import Database
 from engine.errors import NotFound, VaultError
+from engine.fairshare import Lanes
 from engine.leaving import Eraser
 from engine.models import metadata
 from engine.repository import credentials
 from engine.repository.leaving import ARCHIVED, SECRET
 from engine.vault import MasterKeyRing, Vault
+from tests.fair_queue import fair_queue
 from tests.integration.test_isolation import SEED, TENANT_TABLES
 
 BY = Actor("operator:test")
@@ -104,6 +106,16 @@ def test_what_is_erased_is_gone_from_every_table_and_others_are_as_they_were(dat
     assert rows(database, "SELECT id FROM tenants") == [{"id": "b"}]
     assert left_of(database, "b") == theirs
     assert forgotten == ["a"]
+
+
+def test_what_waits_of_it_in_the_queue_goes_too(database: Database, redis_url: str) -> None:
+    lanes = Lanes(redis_url)
+    with fair_queue(redis_url) as queue:
+        queue.publish("a", 3)
+        queue.publish("b", 2)
+        delete(database, grace=timedelta(0))
+        Eraser(database, forget_lane=lanes.drain).run_once()
+        assert queue.take_many(3) == {"b": 2, None: 1}
 
 
 def test_the_accounts_of_its_people_stay_without_a_home(database: Database) -> None:
