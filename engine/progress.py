@@ -25,11 +25,19 @@ class Items:
     step: Step
     values: Sequence[Json]
     done: dict[int, StepResult] = field(default_factory=dict)
+    failures: dict[int, StepResult] = field(default_factory=dict)
+    """Those of `done` that failed."""
+
+    def finish(self, result: StepResult) -> None:
+        """One item has come to its end."""
+        self.done[int(result.item)] = result
+        if result.status is StepState.FAILED:
+            self.failures[int(result.item)] = result
 
     @property
     def stops(self) -> bool:
         """Whether an item has failed so that no further one begins."""
-        return self.step.on_error != "continue" and any(r.status is StepState.FAILED for r in self.done.values())
+        return bool(self.failures) and self.step.on_error != "continue"
 
     def next(self, in_hand: Collection[int]) -> list[int]:
         """The items to begin, in order: as many as are missing in the hand, where executing and waiting ones are."""
@@ -44,7 +52,7 @@ class Items:
         """What the step came to, with the items' outputs in order; None while there is more to do."""
         if in_hand or not (self.stops or len(self.done) == len(self.values)):
             return None
-        failures = {index: r for index, r in sorted(self.done.items()) if r.status is StepState.FAILED}
+        failures = dict(sorted(self.failures.items()))
         began = [r.started_at for r in self.done.values() if r.started_at is not None]
         return StepResult(
             self.step.id,
@@ -103,7 +111,7 @@ class Progress:
             if result.is_parked:
                 self.wait(result.key, str(result.wait_reason), result.wake_seconds)
             elif result.item:
-                self.items[result.step_id].done[int(result.item)] = result
+                self.items[result.step_id].finish(result)
             else:
                 self.results[result.step_id] = result
 
@@ -125,8 +133,10 @@ class Progress:
 
     def open_items(self, step: Step, values: Sequence[Json]) -> None:
         """The step is done for each of `values`; what earlier attempts finished of it counts."""
-        finished = self.done_items.pop(step.id, {})
-        self.items[step.id] = Items(step, values, {n: r for n, r in finished.items() if n < len(values)})
+        self.items[step.id] = items = Items(step, values)
+        for index, result in self.done_items.pop(step.id, {}).items():
+            if index < len(values):
+                items.finish(result)
 
     def next_items(self, busy: Collection[Key]) -> list[tuple[Step, int]]:
         """The items that may begin now."""
