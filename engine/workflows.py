@@ -20,7 +20,7 @@ from engine.db import Row, TenantSession
 from engine.definition import Step, Trigger, WebhookTrigger, Workflow, canonical, version_hash
 from engine.errors import Conflict, Fault, InvalidInput, NotFound
 from engine.ports import Action, Json
-from engine.repository import credentials
+from engine.repository import credentials, relatives
 from engine.repository import triggers as stored_triggers
 from engine.repository import workflows as stored
 from engine.vault import Vault
@@ -145,11 +145,14 @@ class Workflows:
         return self.get(session, workflow_id)
 
     def delete(self, session: TenantSession, workflow_id: str) -> int:
-        """Delete it; its runs stay to be read. Those that wait are cancelled, those that run go on; how many waited."""
+        """Delete it; its runs stay to be read. Those that wait are cancelled, those that run go on; how many waited.
+
+        What the cancelled ones waited for is cancelled too, and runs that wait for them learn of it.
+        """
         if not stored.change(session, workflow_id, {"deleted_at": stored.now(session), "is_active": False}):
             raise _missing(workflow_id)
         stored_triggers.delete(session, workflow_id)
-        return stored.cancel_pending_runs(session, workflow_id)
+        return relatives.cancel_pending(session, workflow_id)
 
     def get(self, session: TenantSession, workflow_id: str) -> Row:
         """The columns of `repository.workflows.PUBLIC`."""

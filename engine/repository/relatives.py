@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from engine.db import Row, SystemSession, TenantSession
 from engine.models import runs
 from engine.ports import Json
+from engine.repository.workflows import cancel_pending_runs
+from engine.states import RunState
 
 CHILD = (runs.c.id, runs.c.idempotency_key, runs.c.parent_run_id, runs.c.status, runs.c.output, runs.c.error)
 
@@ -66,6 +69,70 @@ def live_children(session: TenantSession, parent_run_id: str) -> list[str]:
         .order_by(runs.c.id)
     )
     return [row["id"] for row in session.rows(statement)]
+
+
+def cancel_pending(session: TenantSession, workflow_id: str) -> int:
+    """End the runs of a workflow that no worker has in hand, and what they waited for; how many of the first.
+
+    Whoever waits for one of them is queued, for the sweeper to publish.
+    """
+    _lock_parents(session, workflow_id)  # before their children, as whoever ends a run does
+    count = cancel_pending_runs(session, workflow_id)
+    _tell_of_cancelled(session, workflow_id)
+    return count
+
+
+def _lock_parents(session: TenantSession, workflow_id: str) -> None:
+    """Hold the runs that wait for pending runs of the workflow, until the transaction ends."""
+    parents = (
+        sa.select(runs.c.parent_run_id)
+        .where(
+            runs.c.tenant_id == session.tenant_id,
+            runs.c.workflow_id == workflow_id,
+            runs.c.parent_run_id.is_not(None),
+            runs.c.finished_at.is_(None),
+        )
+        .scalar_subquery()
+    )
+    session.execute(
+        sa.select(runs.c.id)
+        .where(runs.c.tenant_id == session.tenant_id, runs.c.id.in_(parents))
+        .order_by(runs.c.id)
+        .with_for_update()
+    )
+
+
+def _tell_of_cancelled(session: TenantSession, workflow_id: str) -> None:
+    """After runs of a workflow were cancelled in this transaction: signal who waits for them, cancel what they did."""
+    cancelled = sa.select(runs.c.id).where(
+        runs.c.tenant_id == session.tenant_id,
+        runs.c.workflow_id == workflow_id,
+        runs.c.status == RunState.CANCELLED.value,
+        runs.c.finished_at == sa.func.now(),
+    )
+    parents = session.rows(
+        sa.select(runs.c.parent_run_id.label("id"))
+        .where(runs.c.parent_run_id.is_not(None), runs.c.tenant_id == session.tenant_id, runs.c.id.in_(cancelled))
+        .distinct()
+    )
+    for parent in sorted(row["id"] for row in parents):
+        signal(session, parent)
+    while rows := session.rows(_cancel_children(session, cancelled)):
+        cancelled = sa.select(sa.func.unnest(sa.cast([row["id"] for row in rows], ARRAY(sa.Text))).label("id"))
+
+
+def _cancel_children(session: TenantSession, parents: sa.Select[tuple[str]]) -> sa.sql.dml.ReturningUpdate[tuple[str]]:
+    return (
+        sa.update(runs)
+        .where(
+            runs.c.tenant_id == session.tenant_id,
+            runs.c.parent_run_id.is_not(None),
+            runs.c.parent_run_id.in_(parents),
+            runs.c.finished_at.is_(None),
+        )
+        .values(status=RunState.CANCELLED.value, finished_at=sa.func.now(), wait_reason=None, wake_at=None)
+        .returning(runs.c.id)
+    )
 
 
 def ties(session: TenantSession, run_id: str) -> Row | None:

@@ -14,8 +14,10 @@ import pytest
 from engine.errors import Fatal, RetryLater
 from engine.ports import Json, StepContext
 from engine.states import RunState
+from engine.workflows import Workflows
 from tests.engine_parts import Parts, parts_for
 from tests.scripted import WorkerDied, call, echo, scripted
+from triggers import KINDS
 
 
 @pytest.fixture
@@ -429,6 +431,24 @@ class TestWorkflowRun:
         assert parts.cancel(run["id"])
         assert parts.rows("SELECT DISTINCT status FROM runs") == [{"status": "cancelled"}]
         assert parts.sweep_and_run() == []
+
+    def test_deleting_a_workflow_takes_what_its_runs_wait_for_along_and_tells_who_waits_for_them(
+        self, parts: Parts
+    ) -> None:
+        parts.workflow({"id": "sleep", "wait": {"for": "1d"}}, workflow_id="wf_grandchild")
+        parts.workflow({**PARENT, "with": {"workflow": "wf_grandchild"}}, workflow_id="wf_child")
+        run = parts.execute(PARENT)
+        while parts.publisher.messages:
+            parts.sweep_and_run()
+        with parts.database.tenant("acme") as session:
+            assert Workflows(parts.registry, KINDS, parts.vault).delete(session, "wf_child") == 1
+        assert parts.rows("SELECT workflow_id, status FROM runs ORDER BY 1") == [
+            {"workflow_id": "wf_1", "status": "queued"},
+            {"workflow_id": "wf_child", "status": "cancelled"},
+            {"workflow_id": "wf_grandchild", "status": "cancelled"},
+        ]
+        parts.executor.run("acme", run["id"])
+        assert parts.run_row(run["id"])["error"]["code"] == "workflow_cancelled"
 
     def test_a_workflow_that_runs_itself_ends(self, parts: Parts) -> None:
         run_id = parts.start(parts.workflow({**PARENT, "with": {"workflow": "wf_1"}}))
