@@ -121,11 +121,15 @@ def _claims(settings: Settings, token: str) -> dict[str, Any]:
     return dict(claims)
 
 
-class _May:
-    """The dependency that lets a call through when it has the permission."""
+@dataclass(frozen=True, slots=True)
+class _Asks:
+    """A dependency that lets a call through when it has the permission."""
 
-    def __init__(self, permission: Permission) -> None:
-        self.permission = permission
+    permission: Permission
+
+
+class _May(_Asks):
+    """In the organization of the token, or of ``X-Tenant-ID``."""
 
     async def __call__(self, request: Request) -> Call:
         call: Call = request.state.call  # set by Route; without it the request fails, closed
@@ -133,17 +137,16 @@ class _May:
         return call
 
 
-class _Inside(_May):
-    """The same for the organization in the path, which need not be the one of the token."""
+@dataclass(frozen=True, slots=True)
+class _Inside(_Asks):
+    """In the organization of the path, which need not be the one of the token."""
 
-    def __init__(self, permission: Permission, *, or_self: bool) -> None:
-        super().__init__(permission)
-        self._or_self = or_self
+    or_self: bool
 
-    async def __call__(self, request: Request) -> Call:
+    async def __call__(self, request: Request, tenant_id: str) -> Call:
         call: Call = request.state.call
-        there = await run_in_threadpool(self._there, call, request.path_params["tenant_id"])
-        oneself = self._or_self and request.path_params["user_id"] == there.user_id
+        there = await run_in_threadpool(self._there, call, tenant_id)
+        oneself = self.or_self and request.path_params["user_id"] == there.user_id
         if self.permission not in there.permissions and not oneself:
             raise _lacking(self.permission, there)
         return replace(call, principal=there)
@@ -189,7 +192,7 @@ def inside(permission: Permission, *, or_self: bool = False) -> Any:
 def permission_of(route: Any) -> Permission | None:
     """The permission that a route asks for."""
     for dependency in getattr(getattr(route, "dependant", None), "dependencies", ()):
-        if isinstance(dependency.call, _May):
+        if isinstance(dependency.call, _Asks):
             return dependency.call.permission
     return None
 

@@ -53,7 +53,7 @@ If you do not know {inviter}, do nothing.
 
 
 @router.get("/api/tenants/{tenant_id}/members", response_model=Listed[Member], responses=refusals("not_found"))
-def list_members(tenant_id: str, call: Reader, page: Page) -> Any:  # noqa: ARG001 - `inside` reads the path
+def list_members(call: Reader, page: Page) -> Any:
     """List who belongs to the organization."""
     after = page.after(str)
     with call.transaction() as session:
@@ -66,7 +66,7 @@ def list_members(tenant_id: str, call: Reader, page: Page) -> Any:  # noqa: ARG0
     response_model=Member,
     responses=refusals("not_found", "last_owner", "organizations_off"),
 )
-def change_role(tenant_id: str, user_id: str, body: RoleBody, call: Manager) -> Any:  # noqa: ARG001
+def change_role(user_id: str, body: RoleBody, call: Manager) -> Any:
     """Give a member another role. Nobody gives or takes a role that may more than their own."""
     with call.transaction() as session:
         rollout.require(session, call.services.settings.organizations)
@@ -79,7 +79,7 @@ def change_role(tenant_id: str, user_id: str, body: RoleBody, call: Manager) -> 
     response_class=Response,
     responses=refusals("not_found", "last_owner"),
 )
-def remove(tenant_id: str, user_id: str, call: ManagerOrSelf) -> None:  # noqa: ARG001
+def remove(user_id: str, call: ManagerOrSelf) -> None:
     """Remove a member; everybody may remove themselves. API keys that they made stay until they are revoked."""
     with call.services.database.system() as session:
         members.remove(session, call.principal, user_id)
@@ -91,7 +91,7 @@ def remove(tenant_id: str, user_id: str, call: ManagerOrSelf) -> None:  # noqa: 
     response_model=Invited,
     responses=refusals("not_found", "already_member", "organizations_off", "too_many_requests"),
 )
-def invite(tenant_id: str, body: InviteBody, call: Manager, request: Request) -> Any:  # noqa: ARG001
+def invite(body: InviteBody, call: Manager, request: Request) -> Any:
     """Invite somebody by email, for a week. An earlier invitation of theirs is replaced."""
     _slow_down(request, call)
     with call.transaction() as session:
@@ -102,7 +102,7 @@ def invite(tenant_id: str, body: InviteBody, call: Manager, request: Request) ->
 
 
 @router.get("/api/tenants/{tenant_id}/invites", response_model=Listed[Invite], responses=refusals("not_found"))
-def list_invites(tenant_id: str, call: Manager, page: Page) -> Any:  # noqa: ARG001
+def list_invites(call: Manager, page: Page) -> Any:
     """List the invitations that nobody has accepted or revoked."""
     after = page.after(str)
     with call.transaction() as session:
@@ -115,7 +115,7 @@ def list_invites(tenant_id: str, call: Manager, page: Page) -> Any:  # noqa: ARG
     response_model=Invited,
     responses=refusals("not_found", "too_many_requests"),
 )
-def resend(tenant_id: str, invite_id: str, call: Manager, request: Request) -> Any:  # noqa: ARG001
+def resend(invite_id: str, call: Manager, request: Request) -> Any:
     """Send an invitation again: with another token, for another week."""
     _slow_down(request, call)
     with call.transaction() as session:
@@ -130,7 +130,7 @@ def resend(tenant_id: str, invite_id: str, call: Manager, request: Request) -> A
     response_class=Response,
     responses=refusals("not_found"),
 )
-def revoke(tenant_id: str, invite_id: str, call: Manager) -> None:  # noqa: ARG001
+def revoke(invite_id: str, call: Manager) -> None:
     """Revoke an invitation; its token opens nothing from now on."""
     with call.transaction() as session:
         invites.revoke(session, call.principal, invite_id)

@@ -45,14 +45,14 @@ def list_tenants(call: Anybody, page: Page) -> Any:
 
 
 @router.get("/{tenant_id}", response_model=TenantDetails, responses=refusals("not_found"))
-def show(tenant_id: str, call: Member) -> Any:  # noqa: ARG001 - `inside` reads the path
+def show(call: Member) -> Any:
     """Show an organization of yours."""
     with call.transaction() as session:
         return {**tenancy.own_tenant(session), "role": call.principal.role}
 
 
 @router.patch("/{tenant_id}", response_model=TenantDetails, responses=refusals("not_found"))
-def rename(tenant_id: str, body: TenantBody, call: Owner) -> Any:  # noqa: ARG001
+def rename(body: TenantBody, call: Owner) -> Any:
     """Rename an organization; for its owners."""
     with call.transaction() as session:
         return {**tenancy.rename_tenant(session, call.principal.by, body.name), "role": call.principal.role}
