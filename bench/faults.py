@@ -148,8 +148,8 @@ class Kills:
         return self.again[min(int(len(self.again) * quantile), len(self.again) - 1)] if self.again else float("nan")
 
 
-def kill_at_random(ground: Ground, *, kills: int, workers: int = 2, pause: tuple[float, float] = (0.2, 1.0)) -> Kills:
-    """Workers are killed with messages in hand, one after another at random moments, and replaced."""
+def kill_at_random(ground: Ground, *, kills: int, workers: int = 3, pause: tuple[float, float] = (0.2, 1.0)) -> Kills:
+    """Workers are killed with messages in hand, one after another at random moments, and replaced; one is always left."""
     rng = random.Random(kills)
     alive = [ground.worker() for _ in range(workers)]
     sent: list[str] = []
@@ -160,6 +160,7 @@ def kill_at_random(ground: Ground, *, kills: int, workers: int = 2, pause: tuple
             sent += [ground.send(rng.choice((0.005, 0.05, 0.3)), tenant=f"t{rng.randrange(5)}") for _ in range(4)]
             time.sleep(0.02)
         victim = alive.pop(0).ready()
+        alive[0].ready()
         deaths[victim.pid] = victim.kill()
         alive.append(ground.worker())
     lost = 0
@@ -251,9 +252,9 @@ def publish_reply_lost(ground: Ground) -> int:
     return ground.count("start", task_id)
 
 
-def longer_than_its_lease(ground: Ground, *, leases: float = 5) -> int:
+def longer_than_its_lease(ground: Ground, *, leases: float = 5, pool: str = "threads") -> int:
     """A task that takes several leases. Returns how often it was started."""
-    for worker in [ground.worker(concurrency=2), ground.worker(concurrency=2)]:
+    for worker in [ground.worker(concurrency=2, pool=pool), ground.worker(concurrency=2, pool=pool)]:
         worker.ready()
     task_id = ground.send(leases * ground.lease)
     ground.await_end(task_id, within=leases * ground.lease + 20)
@@ -284,6 +285,8 @@ def redis_restarted_empty(ground: Ground) -> tuple[int, int, list[Fault]]:
     held = [ground.send(3.0 + ground.lease, tenant=f"t{i}") for i in range(8)]
     for task_id in held:
         ground.await_start(task_id)
+    for i in range(100):  # what waits is lost here; Fairlane publishes it again out of Postgres
+        ground.send(0.1, tenant=f"t{i % 8}")
     ground.broker.kill()
     ground.broker.start()
     until(lambda: ground.lanes.total().in_flight == 8, within=15, what="all messages in hand being registered again")
