@@ -52,6 +52,8 @@ def taken_keys(session: SystemSession, source: str, target: str, ids: Sequence[s
 
 
 def move_workflows(session: SystemSession, source: str, target: str, ids: Sequence[str]) -> None:
+    """However many runs follow (ADR 8 says how fast), the statement may take its time."""
+    session.execute(sa.text("SET LOCAL statement_timeout = 0"))
     session.execute(
         sa.update(workflows).where(workflows.c.tenant_id == source, workflows.c.id.in_(ids)).values(tenant_id=target)
     )
