@@ -12,7 +12,8 @@ from engine.audit import Actor
 from engine.definition import parse
 from engine.errors import Conflict, FairlaneError, NotFound, Unauthenticated
 from engine.moving import Cargo, Moved, Mover
-from engine.repository import credentials
+from engine.repository import credentials, runs
+from engine.sweeper import Sweeper
 from tests.integration.test_webhook_intake import SECRET, post
 from tests.integration.test_webhook_intake import signed as signature
 from tests.trigger_parts import AUTHOR, Parts, parts_for
@@ -92,6 +93,18 @@ def test_its_webhook_goes_on_working_also_where_the_old_owner_is_remembered(part
     assert started.run["id"] in parts.broker.runs
     with pytest.raises(Unauthenticated):
         post(receiver, workflow_id, webhook_id="x")
+
+
+def test_a_run_that_waits_in_the_old_lane_goes_on_in_the_new_one(parts: Parts, receiver: Receiver) -> None:
+    workflow_id = workflow(parts, "a", {"id": "e", "action": "debug.echo"})
+    run_id = post(receiver, workflow_id).run["id"]
+    assert parts.broker.runs[run_id].tenant_id == "a"
+    move(parts, Cargo(workflows=[workflow_id]))
+    with parts.database.tenant("a") as session:
+        assert runs.begin(session, run_id, stale_seconds=15) is None
+    parts.broker.runs.clear()  # so its worker has dropped the message
+    Sweeper(parts.database, parts.broker, runs=parts.runs, queued_seconds=0).run_once()
+    assert parts.broker.runs[run_id].tenant_id == "b"
 
 
 def test_everything_of_a_personal_organization_moves_at_once(parts: Parts) -> None:
