@@ -11,11 +11,12 @@ import typer
 from redis.exceptions import RedisError
 
 from cli import answers, replays
-from cli.installation import Installation, opened
+from cli.installation import Installation, opened, operator_here
 from cli.options import DEFAULT_DATA, AsJson, Data, OfTenant, group
 from cli.output import fail, show_items, show_json, show_record, warn
 from cli.paging import PAGE, pages
 from cli.whose import no_run, tenant_of
+from engine import audit
 from engine.db import Row
 from engine.durations import parse_duration
 from engine.errors import NotFound
@@ -227,6 +228,8 @@ def _cancel(here: Installation, run_id: str, tenant_id: str) -> bool:
     with here.database.tenant(tenant_id) as session:
         row = read_runs.get(session, run_id)
         ended = Runs(LeftToSweeper()).cancel(session, run_id)
+        if ended:
+            audit.record(session, operator_here(), "run.cancelled", run_id)
     if row is None:
         raise no_run(run_id)
     if not ended and row["status"] != RunState.CANCELLED:
