@@ -35,6 +35,14 @@ _CODES = {
     415: "unsupported_media_type",
 }
 _WHOLE_BODY_MISSING = "a JSON object is needed as the body; send it with Content-Type: application/json"
+_SENTENCES = {
+    "extra_forbidden": "this field is not known here",
+    "missing": "this field is required",
+    "string_pattern_mismatch": "holds a character that is not possible here",
+    "dict_type": "must be an object",
+    "list_type": "must be a list",
+}
+"""For pydantic's kinds of errors whose own words are made for programmers."""
 
 
 class Problem(JSONResponse):
@@ -104,14 +112,18 @@ def _fault(item: Mapping[str, Any]) -> Fault:
     place = ""
     for part in path:
         place = pointer(place, part)
-    message = str(item["msg"]).removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
-        message = "this field is not known here"
-    elif item["type"] == "missing":
-        message = "this field is required"
-    elif item["type"] == "string_pattern_mismatch":
-        message = "holds a character that is not possible here"
+    message = _length(item) or _SENTENCES.get(item["type"]) or str(item["msg"]).removeprefix("Value error, ")
     return Fault(place, message[:1].lower() + message[1:])
+
+
+def _length(item: Mapping[str, Any]) -> str | None:
+    """What is wrong with a length: of a secret text pydantic would say that it has too few "items"."""
+    for kind, bound, word in (("too_short", "min_length", "least"), ("too_long", "max_length", "most")):
+        if item["type"] == kind:
+            limit = item["ctx"][bound]
+            unit = "item" if item["ctx"]["field_type"] in ("List", "Dictionary") else "character"
+            return f"must have at {word} {limit:,} {unit}{'' if limit == 1 else 's'}"
+    return None
 
 
 async def _http(request: Request, error: Exception) -> Problem:

@@ -53,6 +53,22 @@ def stored_hash(api: Api, user_id: str) -> str:
     return str(row["password_hash"])
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("register", {"email": "bo@example.com", "password": "short"}, "/password: must have at least 8 characters"),
+        ("register", {"email": "bo@example.com", "password": "x" * 2000}, "/password: must have at most "),
+        ("register", {"email": "bo@example.com"}, "/password: this field is required"),
+        ("login", {"email": "bo@example.com", "password": "x", "mail": 1}, "/mail: this field is not known here"),
+    ],
+)
+def test_a_bad_field_is_told_in_words_for_people(api: Api, path: str, body: dict[str, Any], said: str) -> None:
+    answer = api.client().post(f"/api/auth/{path}", json=body)
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith(said)
+
+
 def test_registering_makes_an_account_with_an_organization_of_its_own(api: Api) -> None:
     answer = api.client().post("/api/auth/register", json={"email": "Ann@example.com", "password": PASSWORD})
 
