@@ -1,4 +1,4 @@
-"""What only the fair transport does: claims by credit, its turn beside other queues, strangers in its list, timeouts."""
+"""What only the fair transport does: claims by credit, turns beside other queues, strangers in its list, timeouts."""
 
 # kombu and Celery have no annotations.
 # mypy: disable-error-code="no-untyped-call,attr-defined,untyped-decorator"
