@@ -68,7 +68,7 @@ def save(
 
 
 def _before_end(session: TenantSession, run: RunInHand, tools: Tools, state: RunState, error: Json) -> None:
-    ties = Ties(run.workflow_id, run.parent_run_id, run.concurrency_key)
+    ties = Ties(run.workflow_id, run.parent_run_id, run.concurrency_key, has_children=run.workflow.has_children)
     if ties.bind:
         tools.runs.before_end(session, run.run_id, ties)
     if state is RunState.FAILED and run.workflow.on_failure is not None:

@@ -67,10 +67,12 @@ class Ties:
     workflow_id: str
     parent_run_id: str | None
     concurrency_key: str | None
+    has_children: bool = True
+    """Whether there may be runs that it waits for."""
 
     @property
     def bind(self) -> bool:
-        return self.parent_run_id is not None or self.concurrency_key is not None
+        return self.has_children or self.parent_run_id is not None or self.concurrency_key is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +127,16 @@ class Runs:
             self.cancel(session, child)
 
     def before_end(self, session: TenantSession, run_id: str, ties: Ties) -> None:
-        """What a run's end means for others; in the transaction that ends it, and before its row is locked."""
+        """What a run's end means for others; in the transaction that ends it, and before its row is locked.
+
+        The limits of the runs below it are locked here too, since they are cancelled with it, when its row is locked.
+        """
+        limits = relatives.keys_below(session, run_id) if ties.has_children else set()
         if ties.concurrency_key is not None:
-            relatives.lock_key(session, ties.workflow_id, ties.concurrency_key)
+            limits.add((ties.workflow_id, ties.concurrency_key))
+        for workflow_id, key in sorted(limits):
+            relatives.lock_key(session, workflow_id, key)
+        if ties.concurrency_key is not None:
             self._publish(session, relatives.hand_over(session, ties.workflow_id, ties.concurrency_key, ending=run_id))
         if ties.parent_run_id is not None:
             self.signal(session, ties.parent_run_id)

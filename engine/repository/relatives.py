@@ -82,6 +82,16 @@ def cancel_pending(session: TenantSession, workflow_id: str) -> int:
     return count
 
 
+def keys_below(session: TenantSession, run_id: str) -> set[tuple[str, str]]:
+    """Workflow and key of every limit that the live runs below this one have a part in."""
+    columns = (runs.c.id, runs.c.workflow_id, runs.c.concurrency_key)
+    live = (runs.c.tenant_id == session.tenant_id, runs.c.finished_at.is_(None))
+    below = sa.select(*columns).where(*live, runs.c.parent_run_id == run_id).cte("below", recursive=True)
+    below = below.union(sa.select(*columns).where(*live, runs.c.parent_run_id == below.c.id))
+    statement = sa.select(below.c.workflow_id, below.c.concurrency_key).where(below.c.concurrency_key.is_not(None))
+    return {(row["workflow_id"], row["concurrency_key"]) for row in session.rows(statement)}
+
+
 def _lock_parents(session: TenantSession, workflow_id: str) -> None:
     """Hold the runs that wait for pending runs of the workflow, until the transaction ends."""
     parents = (

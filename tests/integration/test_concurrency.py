@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from engine.ports import Json, StepContext
+from engine.repository import relatives
 from engine.states import RunState
 from engine.sweeper import Sweeper
 from tests.engine_parts import Parts, parts_for
@@ -199,3 +200,35 @@ def test_a_workflow_without_a_limit_pays_nothing_for_it(parts: Parts, monkeypatc
 
     monkeypatch.setattr("engine.concurrency.relatives.lock_key", refuse)
     assert parts.executor.run("acme", run_id) is RunState.SUCCEEDED
+
+
+def test_a_parent_is_cancelled_while_its_child_ends_and_neither_waits_for_the_other(parts: Parts) -> None:
+    """Both need the limit of the child and the row of the parent; they take them in the same order."""
+    parts.workflow(SLEEP, workflow_id="wf_child", concurrency={})
+    parts.workflow({"id": "sub", "action": "workflow.run", "with": {"workflow": "wf_child"}})
+    (parent,) = begun(parts, 1)
+    parts.sweep_and_run()
+    (child,) = parts.rows("SELECT id FROM runs WHERE workflow_id = 'wf_child'")
+    child_has_limit, parent_waits = threading.Event(), threading.Event()
+
+    def cancel_child() -> None:
+        with parts.database.tenant("acme") as session:
+            relatives.lock_key(session, "wf_child", "")
+            child_has_limit.set()
+            parent_waits.wait(10)
+            assert parts.runs.cancel(session, child["id"])
+
+    def cancel_parent() -> None:
+        assert child_has_limit.wait(10)
+        assert parts.cancel(parent)
+
+    threads = [threading.Thread(target=target) for target in (cancel_child, cancel_parent)]
+    for thread in threads:
+        thread.start()
+    while not parts.rows("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"):
+        assert threads[1].is_alive()
+    parent_waits.set()
+    for thread in threads:
+        thread.join(20)
+    assert parts.rows("SELECT DISTINCT status FROM runs") == [{"status": "cancelled"}]
+    assert parts.rows("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [{"deadlocks": 0}]
