@@ -69,7 +69,7 @@ def _asleep(home: Home) -> str:
     """What else to say when a URL is missing because the embedded servers of a folder do not run."""
     if not home.env_file.exists() or all(url in os.environ or url in home.read_env() for url in URLS):
         return ""
-    return f" Or let `fairlane up` run the servers of {home.folder}, and ask meanwhile: the doctor starts nothing."
+    return f" Or start `fairlane up`, which runs those of {home.folder}, and ask again: the doctor starts nothing."
 
 
 def _safely(check: str, findings: Callable[[], list[Finding]]) -> list[Finding]:

@@ -203,7 +203,7 @@ def test_the_doctor_says_where_the_urls_of_embedded_servers_are_that_do_not_run(
         home.generate_keys()
     run = fairlane("doctor", "--data", str(home.folder))
     assert run.returncode == 1
-    assert f"`fairlane up` run the servers of {home.folder}" in run.stderr
+    assert f"start `fairlane up`, which runs those of {home.folder}" in run.stderr
     assert "fairlane up" not in fairlane("doctor", "--data", str(tmp_path / "nothing")).stderr
 
 
