@@ -27,6 +27,7 @@ from api.routes import (
     credentials,
     health,
     keys,
+    live,
     members,
     resume,
     runs,
@@ -37,8 +38,9 @@ from api.routes import (
 from api.services import Services
 from api.throttle import Throttle
 from engine import logs
+from engine.live import Live
 
-ROUTERS = (webhooks, auth, tenants, members, keys, audit, credentials, workflows, runs, resume, catalog, health)
+ROUTERS = (webhooks, auth, tenants, members, keys, audit, credentials, workflows, runs, resume, live, catalog, health)
 """Webhooks first: routes are tried in this order, and those are the many."""
 
 CORS: dict[str, Any] = {
@@ -76,6 +78,7 @@ def create_app(services: Services | None = None) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.services = services
+    app.state.live = Live(services.database)
     app.state.throttle = Throttle(settings.redis_url)
     app.state.hashers = CapacityLimiter(auth.HASHERS)
     app.state.dry_runs = CapacityLimiter(workflows.DRY_RUNS)
@@ -94,6 +97,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     to_thread.current_default_thread_limiter().total_tokens = services.settings.database_pool_size * 2
     yield
+    app.state.live.close()
 
 
 def _version() -> str:

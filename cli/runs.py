@@ -11,6 +11,7 @@ import typer
 from redis.exceptions import RedisError
 
 from cli import answers, replays
+from cli.follow import follow as follow_run
 from cli.installation import Installation, opened, operator_here
 from cli.options import DEFAULT_DATA, AsJson, Data, OfTenant, group
 from cli.output import fail, show_items, show_json, show_record, warn
@@ -132,12 +133,16 @@ def show(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")],
     tenant: OfTenant = None,
     logs: Annotated[bool, typer.Option("--logs", help="Show what it logged, too.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Show what happens as it comes, until it ends.")] = False,
     data: Data = DEFAULT_DATA,
     as_json: AsJson = False,
 ) -> None:
     """Show one run, its steps, and what it waits for."""
     with opened(data) as here:
         tenant_id = tenant or tenant_of(here, run)
+        if follow:
+            follow_run(here, tenant_id, run, as_json=as_json)
+            return
         with here.database.tenant(tenant_id) as session:
             row = read_runs.get(session, run)
             if row is None:

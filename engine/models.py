@@ -92,6 +92,9 @@ def _of_tenant(table: str) -> ForeignKeyConstraint:
 limits_version = Sequence("limits_version", metadata=metadata)
 """Orders all configurations of all lanes: a lane never goes back to an older one."""
 
+step_changes = Sequence("step_changes", metadata=metadata)
+"""Numbers the changes of steps; within a run in the order in which they become visible."""
+
 plans = Table(
     "plans",
     metadata,
@@ -340,6 +343,7 @@ steps = Table(
     Column("wait_reason", Text, doc="why it waits without a worker"),
     _moment("wake_at"),
     Column("signal", JSONB, doc="the answer that it waited for"),
+    Column("seq", BigInteger, server_default=text("nextval('step_changes')"), doc="grows with every change of a step"),
     _in_tenant(name="fk_steps_run", target="runs", columns=("run_id",), keys=("id",)),
     CheckConstraint(_one_of("status", StepState), name="status"),
     CheckConstraint("(status = 'running') = (finished_at IS NULL)", name="finished"),

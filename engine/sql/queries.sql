@@ -74,7 +74,7 @@ WITH run AS (
     ON CONFLICT (tenant_id, run_id, step_id, item) DO UPDATE SET
         status = excluded.status, attempt = excluded.attempt, output = excluded.output, error = excluded.error,
         finished_at = excluded.finished_at, wait_reason = excluded.wait_reason, wake_at = excluded.wake_at,
-        signal = NULL
+        signal = NULL, seq = excluded.seq
 ), lines AS (
     INSERT INTO execution_logs (tenant_id, run_id, step_id, level, message, data, at)
     SELECT run.tenant_id, run.id, l.step_id, l.level, l.message, l.data, l.at

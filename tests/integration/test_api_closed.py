@@ -70,6 +70,7 @@ CLOSED: dict[tuple[str, str], tuple[Permission, Any]] = {
     ("GET", "/api/runs/{run_id}/steps"): (P.RUNS_READ, None),
     ("GET", "/api/runs/{run_id}/logs"): (P.RUNS_READ, None),
     ("GET", "/api/runs/{run_id}/waiting"): (P.RUNS_READ, None),
+    ("GET", "/api/runs/{run_id}/events"): (P.RUNS_READ, None),
     ("POST", "/api/runs/{run_id}/cancel"): (P.RUNS_WRITE, None),
     ("POST", "/api/runs/{run_id}/replay"): (P.RUNS_WRITE, {"from": "start"}),
 }

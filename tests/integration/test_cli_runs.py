@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +118,23 @@ def test_a_run_is_shown_with_its_steps_and_what_it_logged(world: World) -> None:
     missing = world.fairlane("runs", "show", "run_0")
     assert (missing.code, missing.err) == (1, "There is no run 'run_0'.\n")
     assert world.fairlane("runs", "show", world.failed, "--tenant", "beta").code == 1
+
+
+def test_a_run_is_followed_until_it_ends(world: World) -> None:
+    command = world.fairlane.start("runs", "show", world.queued, "--follow")
+    assert command.stdout is not None
+    assert command.stdout.readline().split() == ["-", "run", "-", "queued"]
+    world.parts.executor.run("acme", world.queued)
+    rest, _ = command.communicate(timeout=60)
+    lines = rest.splitlines()
+    assert any("debug.echo succeeded." in line for line in lines)
+    assert lines[-1].split()[-1] == "succeeded"
+    assert command.returncode == 0
+    out = world.fairlane.fine("runs", "show", world.failed, "--follow", "--json").out
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [event["data"]["id"] for event in events if event["event"] == "step"] == ["a"]
+    assert events[-1]["data"]["error"]["code"] == "debug_fail"
+    assert world.fairlane("runs", "show", "run_0", "--follow").err == "There is no run 'run_0'.\n"
 
 
 def _waits_for(world: World, run_id: str, **variables: str) -> str | None:

@@ -53,6 +53,7 @@ SERVICES: dict[str, set[str]] = {
     "audit": set(),
     "breaker": set(),
     "replay": {"runs"},
+    "live": set(),
     "tenancy": {"audit"},
     "members": {"audit", "tenancy"},
     "invites": {"audit", "members", "tenancy"},
