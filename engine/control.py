@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from engine.answers import Done, answered, moment
 from engine.children import with_child
@@ -95,7 +94,7 @@ def _seconds(asked: Wait, execution: Execution, evaluator: Evaluator) -> float:
         return asked.for_.total_seconds()
     source = asked.until or ""
     until = moment(evaluator.value(source, execution.roots), source)
-    return (until - datetime.now(UTC)).total_seconds()
+    return (until - execution.run.clock.now()).total_seconds()
 
 
 def _waited(execution: Execution, asked: Wait) -> Execution:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 from pydantic import Secret
@@ -113,6 +113,17 @@ class Deadline:
 NEVER = Deadline()
 
 
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The time by the clock of Postgres, whatever that of this machine says: `at` was the time at `since`."""
+
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    since: float = field(default_factory=time.monotonic)
+
+    def now(self) -> datetime:
+        return self.at + timedelta(seconds=time.monotonic() - self.since)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RunInHand:
     """One attempt of one run: what it is, what it does, and what its threads share."""
@@ -135,6 +146,7 @@ class RunInHand:
     """Of the time in the hands of workers, which the plan limits."""
     whole: Deadline = NEVER
     """Of all the time since it began, waits included, which the document limits."""
+    clock: Clock = field(default_factory=Clock)
     links: ResumeLinks | None = None
     journal: Journal = field(default_factory=Journal)
     hold: Hold = field(default_factory=Hold)

@@ -23,7 +23,7 @@ from engine.db import Row, TenantSession
 from engine.definition import load
 from engine.durations import format_duration
 from engine.errors import Cancelled, InvalidInput
-from engine.execution import NEVER, WORKFLOW, Deadline, Journal, LeftBehind, RunInHand, StepResult
+from engine.execution import NEVER, WORKFLOW, Clock, Deadline, Journal, LeftBehind, RunInHand, StepResult
 from engine.heartbeat import Heartbeat
 from engine.progress import Progress
 from engine.repository import relatives, runs
@@ -145,6 +145,7 @@ def _in_hand(
         concurrency_key=row["concurrency_key"],
         working=_working(row),
         whole=_whole(row, workflow),
+        clock=Clock(row["now"]),
         links=links,
         journal=Journal(written=earlier[0]["lines"] if earlier else 0),
     )

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from pydantic import Secret
@@ -18,7 +18,7 @@ from pydantic import Secret
 from engine import retry
 from engine.children import start_child, with_child
 from engine.errors import Cancelled, RetryLater, RunWorkflow, Suspend, Unavailable
-from engine.execution import BACKOFF, Execution, bounded
+from engine.execution import BACKOFF, Execution, RunInHand, bounded
 from engine.outcomes import code_of, data_of, failed, out_of_time, parked, sentence_of, with_result
 from engine.ports import Action, Json
 from engine.states import StepState
@@ -41,7 +41,7 @@ def perform(execution: Execution, tools: Tools) -> Execution:
         try:
             output = _call(action, execution, tools)
         except Suspend as suspension:
-            return parked(execution, suspension.reason, _until(suspension.wake_at), calls=calls, since=clock)
+            return parked(execution, suspension.reason, _until(suspension.wake_at, run), calls=calls, since=clock)
         except _HasChild as started:
             return with_child(execution, started.child, calls=calls, since=clock)
         except (Unavailable, Cancelled):
@@ -138,5 +138,5 @@ def _call_apart(action: Action, context: Context, execution: Execution) -> Json:
     raise answer[1]
 
 
-def _until(moment: datetime | None) -> float | None:
-    return None if moment is None else max(0.0, (moment - datetime.now(UTC)).total_seconds())
+def _until(moment: datetime | None, run: RunInHand) -> float | None:
+    return None if moment is None else max(0.0, (moment - run.clock.now()).total_seconds())

@@ -35,7 +35,7 @@ WHERE tenant_id = :tenant_id AND id = :run_id
 RETURNING id, workflow_id, version, trigger, input, attempt, crashes, priority, replay_of, queued_at, started_at,
           parent_run_id, depth, concurrency_key, max_seconds,
           extract(epoch FROM deadline_at - now())::float8 AS seconds_left,
-          extract(epoch FROM now() - started_at)::float8 AS age;
+          extract(epoch FROM now() - started_at)::float8 AS age, now() AS now;
 
 -- name: finished_steps
 -- Why: what earlier attempts finished is never run again; the count bounds the log over all attempts.

@@ -12,6 +12,7 @@ import pytest
 
 from engine.errors import Conflict, Gone, NotFound, RetryLater
 from engine.ports import Json, StepContext
+from engine.repository import runs
 from engine.states import RunState
 from tests.engine_parts import Parts, parts_for
 from tests.scripted import WorkerDied, call, echo, scripted
@@ -57,6 +58,22 @@ def test_a_wait_until_a_moment_ends_then_and_one_that_has_passed_is_none(parts: 
     )
     assert parts.statuses(run["id"]) == {"past": "succeeded", "later": "running"}
     assert abs(run["wake_at"] - moment) < timedelta(seconds=5)
+
+
+def test_the_clock_of_the_worker_does_not_matter(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen from a worker that is ten minutes slow, Postgres is ten minutes ahead."""
+    original = runs.begin
+
+    def ahead(*arguments: Any, **keys: Any) -> Any:
+        row = original(*arguments, **keys)
+        return row and {**row, "now": row["now"] + timedelta(minutes=10)}
+
+    monkeypatch.setattr("engine.executor.runs.begin", ahead)
+    moment = datetime.now(UTC) + timedelta(hours=1)
+    run = parts.execute({"id": "w", "wait": {"until": "trigger.input.at"}}, input={"input": {"at": moment.isoformat()}})
+    wakes_in = parts.rows("SELECT extract(epoch FROM wake_at - now())::int AS seconds FROM runs")[0]["seconds"]
+    assert 2990 <= wakes_in <= 3000
+    assert run["status"] == "waiting"
 
 
 def test_a_moment_that_is_none_fails_the_step(parts: Parts) -> None:
