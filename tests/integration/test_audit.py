@@ -23,7 +23,12 @@ from tests.engine_parts import Parts, parts_for
 from tests.scripted import Scripted
 
 ANN = Actor("user_ann", "192.0.2.7")
-AWKWARD: dict[str, Any] = {"bb": 'ü\n"quoted"\t\u2028', "a": [1, -2, None, True, {"": "x"}], "é": {}, "z" * 70: "\x01\x7f/"}
+AWKWARD: dict[str, Any] = {
+    "bb": 'ü\n"quoted"\t\u2028',
+    "a": [1, -2, None, True, {"": "x"}],
+    "é": {},
+    "z" * 70: "\x01\x7f/",
+}
 
 
 @pytest.fixture
