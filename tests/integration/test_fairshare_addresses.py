@@ -1,16 +1,20 @@
 """Every form of address leads to the same queue: for the transport, and for whoever looks at the lanes."""
 
 # kombu has no annotations.
-# mypy: disable-error-code="no-untyped-call,attr-defined"
+# mypy: disable-error-code="no-untyped-call,attr-defined,untyped-decorator"
 
 from __future__ import annotations
 
+import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
 from kombu import Connection, Consumer, Queue
 from kombu.exceptions import OperationalError
 
@@ -20,6 +24,8 @@ from engine.fairshare.address import master, sentinels
 from tests.fairshare_servers import Group, tls_in_front_of
 
 register()
+
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "fair-share.md"
 
 
 @pytest.fixture
@@ -119,3 +125,35 @@ def test_a_sentinel_url_without_a_name_says_what_is_wanted(path: str) -> None:
         master(path)
     with pytest.raises(ValueError, match="name of the master"):
         Lanes(f"sentinel://127.0.0.1:1{path}")
+
+
+def test_the_rights_that_the_documentation_names_are_enough(redis_url: str, tmp_path: Path) -> None:
+    """For publishing, consuming, a worker with its control commands, and looking at lanes."""
+    (rights,) = re.findall(r"^ACL SETUSER fairlane (.*)$", DOCUMENTATION.read_text(), flags=re.MULTILINE)
+    with redis.Redis.from_url(redis_url) as admin:
+        admin.execute_command("ACL", "SETUSER", "fairlane", "reset", *rights.split())
+        url = redis_url.replace("redis://", "redis://fairlane:password@")
+        done = threading.Event()
+        app = Celery("rights", broker=f"fair{url}", set_as_current=False)
+        app.conf.update(task_default_queue="runs", task_acks_late=True, task_queues=[Queue("runs"), Queue("system")])
+
+        @app.task(name="set", shared=False)
+        def set_done() -> None:
+            done.set()
+
+        try:
+            passes_a_message(url)
+            worker: Any
+            with start_worker(app, perform_ping_check=False, shutdown_timeout=20) as worker:
+                set_done.apply_async(headers={"tenant_id": "t"})
+                assert done.wait(10)
+                done.clear()
+                set_done.apply_async(queue="system")
+                assert done.wait(10)
+                assert app.control.inspect(timeout=5, limit=1).ping() == {worker.hostname: {"ok": "pong"}}
+            assert Lanes(url).check(repair=True) == []
+            # redis-py asks for notifications of newer servers with CLIENT, and does without.
+            assert {entry["object"] for entry in admin.acl_log()} <= {"client"}
+        finally:
+            admin.acl_deluser("fairlane")
+            admin.acl_log_reset()

@@ -35,6 +35,19 @@ def test_a_message_that_celery_does_not_know_has_an_id_too() -> None:
     assert seal({**raw(id=None)}, 0)[0].id == "d"
 
 
+def test_without_any_id_a_publish_that_is_tried_again_is_still_one_message() -> None:
+    message = raw(id=None)
+    del message["properties"]["delivery_tag"]
+    assert seal(message, 0)[0].id == seal(message, 0)[0].id
+
+
+def test_no_field_of_what_is_posted_can_pass_for_another() -> None:
+    sealed, _ = seal(raw(id="a\x1fb", tenant_id="c\nd", flow="e\x1ff"), 3)
+    head, _, payload = sealed.posted(again=True).partition("\n")
+    assert head.split("\x1f") == ["1", "1", "a?b", "c?d", "e?f", "3", sealed.nonce, ""]
+    assert payload == sealed.payload
+
+
 def test_a_retry_is_a_message_of_its_own() -> None:
     assert seal(raw(retries=2), 0)[0].id == "task-1#2"
 
