@@ -22,13 +22,10 @@ Mark: TypeAlias = tuple[str, int, int]
 
 def marks(session: SystemSession, watched: Collection[Watched]) -> dict[Watched, Mark]:
     """Of each run that there is; one statement over primary keys, however many are watched."""
-    statement = sa.select(runs.c.tenant_id, runs.c.id, runs.c.status, runs.c.attempt, runs.c.checkpoint).where(
-        sa.tuple_(runs.c.tenant_id, runs.c.id).in_(watched)
+    rows = session.query(
+        "watched_runs", tenant_ids=[tenant for tenant, _ in watched], run_ids=[run for _, run in watched]
     )
-    return {
-        (row["tenant_id"], row["id"]): (row["status"], row["attempt"], row["checkpoint"])
-        for row in session.rows(statement)
-    }
+    return {(row["tenant_id"], row["id"]): (row["status"], row["attempt"], row["checkpoint"]) for row in rows}
 
 
 def status_of(session: TenantSession, run_id: str) -> Row | None:

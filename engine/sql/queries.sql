@@ -102,6 +102,12 @@ LEFT JOIN runs r
     ON r.tenant_id = held.tenant_id AND r.id = held.run_id AND r.attempt = held.attempt AND r.status = 'running'
 WHERE r.id IS NULL;
 
+-- name: watched_runs
+-- Why: a few times a second, each process of the API asks this once for all runs that are watched there.
+SELECT r.tenant_id, r.id, r.status, r.attempt, r.checkpoint
+FROM unnest(:tenant_ids::text[], :run_ids::text[]) AS watched (tenant_id, run_id)
+JOIN runs r ON r.tenant_id = watched.tenant_id AND r.id = watched.run_id;
+
 -- name: signal_run
 -- Why both states: what a run waits for may come before it has been put aside; then it wakes as soon as it is.
 UPDATE runs r SET
