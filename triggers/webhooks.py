@@ -78,8 +78,10 @@ class Receiver:
         tenant_id = self._tenant_of(delivery.workflow_id)
         try:
             return self._receive(tenant_id, delivery)
-        except NotFound:
-            # It is gone, or has moved to another organization since it was looked up.
+        except (NotFound, Conflict) as error:
+            if isinstance(error, Conflict) and error.error_code != "tenant_suspended":
+                raise
+            # It or its organization is gone, or it has moved to another one since it was looked up.
             now = self._find_tenant(delivery.workflow_id)
             if now == tenant_id:
                 raise

@@ -107,8 +107,13 @@ def delete(session: TenantSession, workflow_id: str) -> None:
 
 
 def tenant_of(session: SystemSession, workflow_id: str) -> str | None:
-    """Whose workflow it is: the sender of a webhook names nothing else. Changes only when it moves."""
-    row = session.row(sa.select(workflows.c.tenant_id).where(workflows.c.id == workflow_id))
+    """Whose workflow it is: the sender of a webhook names nothing else. None if that is deleted."""
+    statement = (
+        sa.select(workflows.c.tenant_id)
+        .join(tenants, tenants.c.id == workflows.c.tenant_id)
+        .where(workflows.c.id == workflow_id, tenants.c.status != "deleted")
+    )
+    row = session.row(statement)
     return None if row is None else str(row["tenant_id"])
 
 

@@ -164,3 +164,17 @@ def test_a_suspended_organization_takes_nothing_and_then_takes_the_same_request(
     assert parts.runs_of(workflow_id) == []
     parts.change("UPDATE tenants SET status = 'active' WHERE id = 'a'")
     assert not post(receiver, workflow_id, webhook_id="evt_1").existing
+
+
+@pytest.mark.parametrize("was_known", [True, False])
+def test_a_workflow_of_a_deleted_organization_is_unknown_until_that_is_restored(
+    parts: Parts, receiver: Receiver, was_known: bool
+) -> None:
+    workflow_id = parts.save({"type": "webhook"})
+    if was_known:
+        post(receiver, workflow_id)
+    parts.change("UPDATE tenants SET status = 'deleted', deleted_at = now() WHERE id = 'a'")
+    with pytest.raises(NotFound, match="There is no workflow"):
+        post(receiver, workflow_id)
+    parts.change("UPDATE tenants SET status = 'active', deleted_at = NULL WHERE id = 'a'")
+    assert not post(receiver, workflow_id).existing
