@@ -78,18 +78,23 @@ def _parked(run: Row) -> Waiting:
     if cause == "retry_backoff":
         return Waiting("retry_backoff", f"A step failed and is tried again at {moment}.", _let_go(run))
     if cause == "concurrency":
-        detail = "As many runs of the workflow are under way as may be (concurrency); it starts when one of them ends."
+        detail = (
+            "As many runs are under way as the workflow's own limit (its `concurrency`) allows, whatever the"
+            " organization's is; it starts when one of them ends."
+        )
         return Waiting("tenant_concurrency", detail, _let_go(run))
     if cause == "workflow":
         return Waiting(
-            "sleeping", f"A step waits for the end of a run that it started (workflow){until}.", _let_go(run)
+            "sleeping", f"A step waits for the end of the workflow's run that it started{until}.", _let_go(run)
         )
     if cause == "outcome_unknown":
         detail = "A worker died in the middle of a step (outcome_unknown); somebody must say whether to try again."
         return Waiting("approval", detail, _let_go(run))
     if cause == "approval" or wake_at is None:
-        return Waiting("approval", f"A step waits for an approval ({cause}){until}.", _let_go(run))
-    return Waiting("sleeping", f"A step sleeps ({cause}){until}.", _let_go(run))
+        why = "" if cause == "approval" else f" ({cause})"
+        return Waiting("approval", f"A step waits for an approval{why}{until}.", _let_go(run))
+    why = "" if cause == "sleeping" else f" ({cause})"
+    return Waiting("sleeping", f"A step sleeps{why}{until}.", _let_go(run))
 
 
 def _queued(message: RunMessage, lanes: Lanes, *, since: datetime) -> Waiting:

@@ -185,26 +185,27 @@ TOMORROW = datetime.now(UTC) + timedelta(days=1)
 
 
 @pytest.mark.parametrize(
-    ("cause", "wake_at", "reason"),
+    ("cause", "wake_at", "reason", "says"),
     [
-        ("sleeping", TOMORROW, "sleeping"),
-        ("approval", None, "approval"),
-        ("approval", TOMORROW, "approval"),
-        ("until the market opens", TOMORROW, "sleeping"),
-        ("somebody must sign", None, "approval"),
-        ("concurrency", None, "tenant_concurrency"),
-        ("workflow", None, "sleeping"),
-        ("outcome_unknown", None, "approval"),
+        ("sleeping", TOMORROW, "sleeping", "A step sleeps until 20"),
+        ("approval", None, "approval", "A step waits for an approval."),
+        ("approval", TOMORROW, "approval", "A step waits for an approval until 20"),
+        ("until the market opens", TOMORROW, "sleeping", "A step sleeps (until the market opens) until 20"),
+        ("somebody must sign", None, "approval", "A step waits for an approval (somebody must sign)."),
+        ("concurrency", None, "tenant_concurrency", "the workflow's own limit (its `concurrency`)"),
+        ("workflow", None, "sleeping", "A step waits for the end of the workflow's run that it started."),
+        ("outcome_unknown", None, "approval", "outcome_unknown"),
     ],
 )
 def test_a_parked_run_says_what_it_waits_for(
-    api: Api, person: Person, cause: str, wake_at: datetime | None, reason: str
+    api: Api, person: Person, cause: str, wake_at: datetime | None, reason: str, says: str
 ) -> None:
     run_id = person.run(person.workflow())
     execute(api, person, run_id, Suspending(cause, wake_at))
     found = waiting(person, run_id)
     assert found["reason"] == reason
-    assert ("position" in found, cause in found["detail"]) == (False, True)
+    assert "position" not in found
+    assert says in found["detail"]
     assert (f"{TOMORROW:%Y-%m-%d}" in found["detail"]) == (wake_at is not None)
     assert ("wake_at" in person.http.get(f"/api/runs/{run_id}").json()) == (wake_at is not None)
 
