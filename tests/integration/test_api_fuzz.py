@@ -29,6 +29,8 @@ from tests.integration.test_api_closed import CLOSED
 EXAMPLES = 20
 UNTOLD = {("GET", "/metrics"), ("GET", "/api/openapi.json"), ("GET", "/api/docs")}
 """Routes that the document does not describe, or that are not JSON."""
+STREAMS = {"/api/runs/{run_id}/events"}
+"""Their document says that they are text: the shape of an event is told in words."""
 ROUTES = sorted(CLOSED.keys() | OPEN - UNTOLD)
 CHECKS = [not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance]
 
@@ -92,7 +94,8 @@ def attempt(
                 name: known.get(name, value) for name, value in (case.path_parameters or {}).items()
             }
         answer = case.call()
-        case.validate_response(answer, checks=CHECKS)
+        streams = {response_schema_conformance} if operation.path in STREAMS else set()
+        case.validate_response(answer, checks=[check for check in CHECKS if check not in streams])
 
     tried()
 
