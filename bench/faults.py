@@ -83,11 +83,19 @@ class Ground:
         self.proxies.append(Proxy(self.broker.port))
         return self.proxies[-1]
 
-    def worker(self, *, port: int | None = None, concurrency: int = 4, pool: str = "threads") -> Worker:
+    def worker(
+        self, *, port: int | None = None, concurrency: int = 4, pool: str = "threads", prefetch: int = 1
+    ) -> Worker:
         """Starts a worker; it is ready some time later."""
         log = self.folder / f"worker-{len(self.workers)}.log"
         worker = Worker(
-            self.url(port), log, self.journal_server.url, self.options, concurrency=concurrency, pool=pool
+            self.url(port),
+            log,
+            self.journal_server.url,
+            self.options,
+            concurrency=concurrency,
+            pool=pool,
+            prefetch=prefetch,
         ).start()
         self.workers.append(worker)
         return worker
@@ -284,6 +292,19 @@ def stopped_past_its_lease(ground: Ground) -> tuple[int, int, list[Fault]]:
     return ground.count("start", task_id), ground.lanes.total().counters["late"], ground.settle()
 
 
+def stopped_in_order(ground: Ground) -> tuple[float, int]:
+    """A worker gets SIGTERM with more in hand than it runs. Returns the seconds until another has run the rest, and how
+    many were started twice."""
+    leaving = ground.worker(concurrency=2, prefetch=4).ready()
+    sent = [ground.send(0.5) for _ in range(8)]
+    for task_id in sent[:2]:
+        ground.await_start(task_id)
+    ground.worker().ready()
+    leaving.signal(signal.SIGTERM)
+    seconds = ground.await_end(*sent, within=3 * ground.lease)
+    return seconds, sum(ground.count("start", task_id) > 1 for task_id in sent)
+
+
 def redis_restarted_empty(ground: Ground) -> tuple[int, int, list[Fault]]:
     """Redis is killed under load and comes back empty. Returns how many messages in hand were registered again, how
     many of them were started twice, and the broken invariants at the end."""
@@ -367,6 +388,9 @@ def compare(kills: int, lease: float, times: int) -> Iterator[Row]:
         starts, late, broken = stopped_past_its_lease(here)
     ours = f"started {starts} times, {late} late ack refused, {len(broken)} invariants broken"
     yield Row("SIGSTOP past the lease, then SIGCONT", ours)
+    with ground(30.0) as here:
+        seconds, twice = stopped_in_order(here)
+    yield Row("SIGTERM with 8 in hand, 2 running", f"all done {seconds:.1f} s later, {twice} started twice")
     with ground(2.0) as here:
         registered, twice, broken = redis_restarted_empty(here)
     ours = f"{registered} registered again, {twice} ran twice, {len(broken)} invariants broken"

@@ -66,3 +66,11 @@ def test_consumption_goes_on_after_every_connection_drop(ground: Ground) -> None
     worst, starts = faults.connections_dropped(ground, drops=20)
     assert starts == 1
     assert worst < 5
+
+
+def test_a_worker_that_is_stopped_in_order_hands_back_what_it_has_not_begun(tmp_path: Path) -> None:
+    with Ground(tmp_path, lease=30.0) as ground:
+        seconds, twice = faults.stopped_in_order(ground)
+        assert twice == 0
+        assert seconds < 15  # nobody waited for a lease to run out
+        assert ground.settle() == []
