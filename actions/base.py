@@ -11,10 +11,11 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import httpx
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr, ValidationError
 
+from actions.guard import parse_url
 from actions.http import GuardedClient, Request
-from engine.errors import Fatal
+from engine.errors import ActionError, Fatal
 from engine.ports import Action, HttpReply, Json, StepContext
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -38,6 +39,18 @@ class Input(BaseModel):
     """The base of a step's `with`: unknown keys are refused, errors do not repeat what was given."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, frozen=True)
+
+
+def _checked_url(given: SecretStr) -> SecretStr:
+    try:
+        parse_url(given.get_secret_value())
+    except ActionError as error:
+        raise ValueError(error.detail) from None
+    return given
+
+
+SecretUrl = Annotated[SecretStr, AfterValidator(_checked_url)]
+"""A URL that is itself a secret, such as that of a webhook. Where it may lead is judged when it is called."""
 
 
 class CredentialData(BaseModel):

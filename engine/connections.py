@@ -14,11 +14,11 @@ from pydantic import BaseModel, ValidationError
 
 from engine import ids
 from engine.db import Row, TenantSession, dump_json
+from engine.definition_faults import faults_of, suggestion
 from engine.errors import Conflict, Fault, InvalidInput, NotFound
 from engine.ports import Action
 from engine.repository import credential_uses
 from engine.repository import credentials as stored
-from engine.templates import pointer
 from engine.vault import Vault
 
 MAX_BYTES = 64 * 1024
@@ -33,11 +33,14 @@ def check(data: Mapping[str, Any], model: type[BaseModel] | None) -> None:
     try:
         model.model_validate(data)
     except ValidationError as error:
-        faults = [
-            Fault(_place(item["loc"]), item["msg"].removeprefix("Value error, "))
-            for item in error.errors(include_input=False, include_url=False, include_context=False)
-        ]
-        raise InvalidInput(faults) from None
+        raise InvalidInput(faults_of(error, data, "/data", model=model)) from None
+
+
+def check_service(service: str, actions: Mapping[str, Action]) -> None:
+    """Raises InvalidInput when no action is of the service: nothing could ever use such a credential."""
+    known = {action.service for action in actions.values() if action.service is not None}
+    if service not in known:
+        raise InvalidInput([Fault("/service", f"no action uses {service!r}{suggestion(service, known)}")])
 
 
 def create(
@@ -105,10 +108,3 @@ def uses(session: TenantSession, credential: Row, *, actions: Sequence[str]) -> 
 def needing(actions: Mapping[str, Action], service: str) -> list[str]:
     """The names of the actions that do not work without a credential of the service."""
     return [action.name for action in actions.values() if action.service == service and action.credential_required]
-
-
-def _place(path: Sequence[str | int]) -> str:
-    place = "/data"
-    for part in path:
-        place = pointer(place, part)
-    return place

@@ -10,9 +10,9 @@ import json
 from datetime import timedelta
 from typing import Any
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 
-from actions.base import Connector, CredentialData, Input, Text, object_schema, rebased
+from actions.base import Connector, CredentialData, Input, SecretUrl, Text, object_schema, rebased
 from actions.guard import parse_url
 from actions.http import GuardedClient, Request
 from actions.replies import MAX_RETRY_AFTER, excerpt, failure
@@ -27,7 +27,7 @@ class DiscordInput(Input):
 
 
 class DiscordCredential(CredentialData):
-    webhook_url: SecretStr
+    webhook_url: SecretUrl
 
 
 class DiscordMessage(Connector):

@@ -21,7 +21,7 @@ from slack_sdk.errors import SlackApiError, SlackClientError
 from slack_sdk.web import WebClient
 from slack_sdk.webhook import WebhookClient, WebhookResponse
 
-from actions.base import Connector, CredentialData, Input, Text, object_schema, rebased
+from actions.base import Connector, CredentialData, Input, SecretUrl, Text, object_schema, rebased
 from actions.guard import parse_url
 from actions.http import GuardedClient, Request
 from actions.replies import excerpt, failure, retry_after
@@ -48,7 +48,7 @@ class SlackInput(Input):
 class SlackCredential(CredentialData):
     """Exactly one of `webhook_url` and `bot_token`."""
 
-    webhook_url: SecretStr | None = None
+    webhook_url: SecretUrl | None = None
     bot_token: SecretStr | None = None
 
     @model_validator(mode="after")

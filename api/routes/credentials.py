@@ -36,6 +36,7 @@ def list_credentials(call: Reader, page: Page) -> Any:
 @router.post("", status_code=201, response_model=Credential, responses=refusals("credential_exists"))
 def create(body: CredentialBody, call: Writer) -> Any:
     """Store a secret for workflows to use. Its data is checked against the service's schema of GET /api/actions."""
+    connections.check_service(body.service, call.services.actions)
     connections.check(body.data, call.services.actions.credential_schema(body.service))
     with call.transaction() as session:
         row = connections.create(

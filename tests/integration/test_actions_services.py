@@ -132,7 +132,7 @@ def test_a_webhook_that_slack_does_not_know_is_fatal_and_stays_secret(
 
 
 @pytest.mark.parametrize("name", ["slack.message", "discord.message"])
-@pytest.mark.parametrize("url", ["http://127.0.0.1:6379/hook", "http://169.254.169.254/", "file:///etc/passwd"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:6379/hook", "http://169.254.169.254/"])
 def test_a_webhook_url_is_judged_like_any_other(name: str, url: str) -> None:
     action = build()[name]
     given = {"content": "hi"} if name.startswith("discord") else {"text": "hi"}

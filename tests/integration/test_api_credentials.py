@@ -61,6 +61,9 @@ def test_replacing_the_secret_changes_the_fingerprint_and_nothing_else(person: P
         ({"service": "http", "data": {"basic": {"username": "u"}}}, "/data/basic/password"),
         ({"service": "slack", "data": {"token": SECRET}}, "/data/token"),
         ({"service": "http", "data": {"bearer": "x" * 70_000}}, "/data"),
+        ({"service": "slack", "data": {"webhook_url": SECRET}}, "/data/webhook_url"),
+        ({"service": "discord", "data": {"webhook_url": f"ftp://discord.com/{SECRET}"}}, "/data/webhook_url"),
+        ({"service": "htp", "data": {"bearer": SECRET}}, "/service"),
         ({"data": {"bearer": SECRET}}, "/service"),
         ({"service": "http", "data": {"bearer": SECRET}, "tenant_id": "tenant_x"}, "/tenant_id"),
     ],
@@ -72,6 +75,19 @@ def test_data_that_does_not_fit_is_told_at_its_place_and_never_quoted(
     assert pointer in places(answer)
     assert SECRET not in answer.text
     assert person.http.get("/api/credentials").json()["items"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"service": "htp", "data": {"bearer": SECRET}}, "did you mean 'http'?"),
+        ({"service": "salesforce", "data": {"bearer": SECRET}}, "known are discord, http, openweather, slack"),
+        ({"service": "http", "data": {"barer": SECRET}}, "unknown key 'barer'; did you mean 'bearer'?"),
+        ({"service": "http", "data": {"x": SECRET}}, "unknown key 'x'; known are basic, bearer, headers, hosts"),
+    ],
+)
+def test_what_is_not_known_is_answered_with_what_is(person: Person, body: dict[str, Any], says: str) -> None:
+    assert says in person.http.post("/api/credentials", json=body).json()["detail"]
 
 
 def test_a_name_is_taken_once_in_an_organization(api: Api, person: Person) -> None:

@@ -192,6 +192,9 @@ def test_the_credential_of_a_known_service_is_checked(registry: Registry, servic
     [
         ("slack", {}),
         ("slack", {"webhook_url": "hush", "bot_token": "hush"}),
+        ("slack", {"webhook_url": "hush"}),
+        ("slack", {"webhook_url": "https://user:hush@hooks.slack.com/"}),
+        ("discord", {"webhook_url": "file:///hush"}),
         ("discord", {"url": "hush"}),
         ("openweather", {"api_key": None}),
         ("http", {}),
