@@ -1,4 +1,4 @@
-"""README.md and docs/operations.md hold what the code says: links, variables, the workflow, the benchmarks."""
+"""README.md and docs/ lead where they say and hold what the code says: variables, the workflow, the benchmarks."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from engine.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
 README, OPERATIONS = ROOT / "README.md", ROOT / "docs" / "operations.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def variable_rows() -> list[tuple[str, str, str]]:
@@ -43,10 +44,24 @@ def test_the_table_of_variables_is_that_of_the_settings() -> None:
     ]
 
 
-@pytest.mark.parametrize("page", [README, OPERATIONS], ids=lambda page: page.name)
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """What can stand behind the # of a link to the page, as GitHub makes it of the headings."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))
-    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    missing = []
+    for name, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", prose(page)):
+        target = page.parent / name if name else page
+        if "://" not in name and not (target.exists() and (not anchor or anchor in anchors(target))):
+            missing.append(f"{name}#{anchor}")
     assert missing == []
 
 
