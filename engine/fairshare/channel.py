@@ -164,7 +164,11 @@ class Channel(redis.Channel):
         if queue not in self._fair:
             return super().basic_get(queue, no_ack=no_ack, **kwargs)
         for held in self.hands.exchange(self.keys(queue), 1).messages:
-            message = self._open(held)
+            try:
+                message = self._open(held)
+            except BaseException:
+                self.hands.abandon([held.tag])
+                raise
             if message is not None:
                 self.qos.append(message, held.tag)
                 if no_ack:
@@ -215,14 +219,14 @@ class Channel(redis.Channel):
         self._more = queue if claim.more else None
         if claim.due_in is not None:
             self.hands.expect(claim.due_in)
-        waiting = list(reversed(claim.messages))
+        callback, delivered = self.connection._callbacks[queue], False
         try:
-            callback = self.connection._callbacks[queue]
-            while waiting:
-                callback(waiting.pop())
+            for held in claim.messages:
+                callback(held)
+            delivered = True
         finally:
-            if waiting:
-                self.hands.give_back([held.tag for held in waiting])
+            if not delivered:
+                self.hands.abandon(held.tag for held in claim.messages)
 
     def _open(self, held: Held) -> FairMessage | None:
         """The message; one that is none is set aside, and that is all that happens."""

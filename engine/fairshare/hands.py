@@ -235,6 +235,11 @@ class Hands:
         self.counters["returned"] += len(given)
         return len(given)
 
+    def abandon(self, tags: Iterable[str]) -> None:
+        """Nobody watches these messages, so nothing becomes of them here: the keeper gives them back. Never fails."""
+        self._forgotten.extend(tag for tag in tags if (held := self._held.get(tag)) and held.watch is None)
+        self.wake.set()
+
     # -- the keeper ----------------------------------------------------------------------------------------------
 
     def run_once(self) -> Tended:
@@ -298,12 +303,13 @@ class Hands:
 
     def _register(self, keys: Keys, gone: list[Held], born: bytes) -> int:
         """Puts what Redis lost back on record. A lease that ran out is somebody else's by now and is left alone."""
-        if not gone:
+        sealed = [(held, envelope) for held in gone if (envelope := _sealed(held))]
+        if not sealed:
             return 0
-        logger.warning("%s: Redis lost its data; registering %d messages in hand again", keys.tickets, len(gone))
-        args = [part for held in gone for part in (held.id, held.token, *_sealed(held).fields())]
+        logger.warning("%s: Redis lost its data; registering %d messages in hand again", keys.tickets, len(sealed))
+        args = [part for held, envelope in sealed for part in (held.id, held.token, *envelope.fields())]
         replies = self._tending.call(operation("register", keys, "", self.lease, *args))[0]
-        for held, mine in zip(gone, replies, strict=True):
+        for (held, _), mine in zip(sealed, replies, strict=True):
             held.born, held.lost = born, not mine
         return sum(replies)
 
@@ -373,11 +379,15 @@ def _flat(acks: list[Ack]) -> list[str | float]:
     return [part for ack in acks for part in (ack.id, ack.token, ack.seconds)]
 
 
-def _sealed(held: Held) -> Envelope:
-    """The envelope that the message was published in."""
-    raw = unseal(held.payload, tag=held.tag, redelivered=held.deliveries > 0)
-    priority = raw["properties"].get("priority")
-    return seal(raw, priority if isinstance(priority, int) else 0)[0]
+def _sealed(held: Held) -> Envelope | None:
+    """The envelope that the message was published in; None for what is no message, which then counts as lost."""
+    try:
+        raw = unseal(held.payload, tag=held.tag, redelivered=held.deliveries > 0)
+        priority = raw["properties"].get("priority")
+        return seal(raw, priority if isinstance(priority, int) else 0)[0]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        held.lost = True
+        return None
 
 
 def publishing(keys: Keys, envelope: Envelope, *, again: bool) -> Command:

@@ -20,6 +20,7 @@ from engine.fairshare.scripts import Command, Keys, Wire, operation, scripts
 from tests.fairshare_waiting import until
 
 KEYS = Keys.of("runs")
+MESSAGE = '{"body": "", "headers": {"id": "good", "tenant_id": "t"}, "properties": {"priority": 0}}'
 
 
 @pytest.fixture
@@ -238,3 +239,16 @@ def test_the_keeper_puts_back_a_lost_ticket_and_frees_what_a_dead_worker_held(
         assert client.llen("runs") > 0
     assert lanes.total().backlog == 2
     assert lanes.check() == []
+
+
+def test_what_is_no_message_does_not_keep_the_others_from_being_registered(
+    hands: Hands, lanes: Lanes, pool: redis.ConnectionPool, redis_url: str
+) -> None:
+    posted = [Envelope(i, "t", "f", 0, i, "", text).posted() for i, text in (("bad", "no json"), ("good", MESSAGE))]
+    Wire(pool).call(operation("publish", KEYS, "", *posted))
+    _, bodies = take(hands, 2)
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    assert hands._renew() == (0, 1, 1)
+    assert lanes.holds(["bad", "good"]) == {"good"}
+    assert len(bodies) == 2

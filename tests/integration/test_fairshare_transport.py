@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -22,6 +22,8 @@ from kombu.exceptions import OperationalError
 
 from embedded.redis import RedisServer
 from engine.fairshare import Lanes, register
+from engine.fairshare.envelope import Envelope
+from engine.fairshare.scripts import Keys, Wire, operation
 from tests.fairshare_waiting import until
 
 register()
@@ -159,6 +161,41 @@ def test_a_publish_does_not_wait_longer_than_its_timeout_for_a_redis_that_hangs(
             redis_server.process.send_signal(signal.SIGCONT)
         producer.publish({}, routing_key="runs", headers={"id": "m2"})
         assert Lanes(redis_server.url).holds(["m2"]) == {"m2"}
+
+
+def test_what_cannot_even_be_set_aside_now_is_set_aside_later(redis_server: RedisServer, redis_url: str) -> None:
+    lanes, keys = Lanes(redis_url), Keys.of("runs")
+    with redis.Redis.from_url(redis_url) as client:
+        posted = [Envelope(id_, "t", "f", 0, id_, "", "no message").posted() for id_ in ("m1", "m2")]
+        Wire(client.connection_pool).call(operation("publish", keys, "", *posted))
+    options = {"socket_timeout": 0.5, "lease": 3600}
+    with Connection(f"fair{redis_url}", transport_options=options) as connection:
+        channel = connection.channel()
+        proceed, set_aside, server = threading.Event(), channel.hands.set_aside, redis_server.process
+        assert server is not None
+
+        def freeze_first(tag: str, reason: str) -> None:
+            if not proceed.is_set():
+                server.send_signal(signal.SIGSTOP)
+            set_aside(tag, reason)
+
+        channel.hands.set_aside = freeze_first
+        with Consumer(channel, [Queue("runs")]):
+            try:
+                with pytest.raises((redis.TimeoutError, OperationalError)):
+                    connection.drain_events(timeout=5)
+            finally:
+                server.send_signal(signal.SIGCONT)
+                proceed.set()
+            until(lambda: lanes.total().in_flight == 0, within=10, what="both being given back")
+
+            def all_aside() -> bool:
+                with suppress(socket.timeout):
+                    connection.drain_events(timeout=0.2)
+                return lanes.total().set_aside == 2
+
+            until(all_aside, within=10, what="both being set aside")
+            until(lambda: len(channel.hands) == 0, within=10, what="empty hands")
 
 
 def test_a_failed_publish_may_be_repeated(redis_url: str, lanes: Lanes) -> None:
