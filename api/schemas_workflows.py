@@ -58,6 +58,7 @@ class WorkflowSummary(Answer):
     next_fire_at: Moment | None = Field(description="when its schedule or poll falls due next")
     last_fired_at: Moment | None
     failures: int = Field(default=0, description="failed polls in a row")
+    last_error: str | None = Field(description="why the last of them failed")
     paused_reason: str | None = Field(description="why its trigger fires no more until it is switched on again")
     created_by: str | None = Field(description="the user who made it")
     created_at: Moment

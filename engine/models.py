@@ -242,6 +242,7 @@ triggers = Table(
     Column("cursor", JSONB, doc="where a poll goes on; NULL before the first"),
     Column("failures", Integer, nullable=False, server_default="0"),
     Column("paused_reason", Text),
+    Column("last_error", Text, doc="why the last poll failed; NULL once one succeeds"),
     _in_tenant(name="fk_triggers_workflow", target="workflows", columns=("workflow_id",), keys=("id",)),
     Index("ix_triggers_next_fire_at", "next_fire_at", postgresql_where=text("next_fire_at IS NOT NULL")),
     info=_tenant_info(),

@@ -28,6 +28,8 @@ from engine.workflow import RUN_WORKFLOW
 
 MASK = "**********"
 """What a document shows instead of a webhook's secret; saving it keeps the secret."""
+_UNSPOILT: Row = {"failures": 0, "last_error": None, "paused_reason": None}
+"""What a trigger that begins anew has forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ class Workflows:
             stored_triggers.change(session, workflow_id, {"next_fire_at": None})
         elif trigger is not None and (not workflow["is_active"] or trigger["paused_reason"]):
             next_fire_at = self._kinds.next_fire(workflow_id, trigger["config"], trigger["now"])
-            values = {"next_fire_at": next_fire_at, "paused_reason": None, "failures": 0}
+            values = {"next_fire_at": next_fire_at, **_UNSPOILT}
             stored_triggers.change(session, workflow_id, values)
         return self.get(session, workflow_id)
 
@@ -222,7 +224,7 @@ class Workflows:
         values: Row = {"type": row.type, "config": {**row.config, **secret}}
         if before is None or before["config"] != values["config"] or before["paused_reason"]:
             next_fire_at = row.next_fire_at if active else None
-            values |= {"next_fire_at": next_fire_at, "failures": 0, "paused_reason": None}
+            values |= {"next_fire_at": next_fire_at, **_UNSPOILT}
         stored_triggers.put(session, workflow_id, values)
 
     def _sealed(self, session: TenantSession, workflow_id: str, trigger: Trigger) -> Row:

@@ -10,9 +10,10 @@ The first poll only remembers what is there (the baseline), unless the trigger s
 another source or another `with` begins anew. More than `FLOOD` new items at once become held runs, with the reason
 `FLOODED`, until somebody releases them by `engine.runs.Runs.release_held`.
 
-A failed poll is repeated after twice the interval, then four times, and so on; after `MAX_FAILURES` in a row the
-trigger is paused with the last reason. When Postgres does not answer this raises Unavailable. A poll that meets a
-quota, or whose tenant was suspended meanwhile, is undone and falls due again after the lease; that is no failure.
+A failed poll says why in the trigger's `last_error`, which the next success clears. It is repeated after twice the
+interval, then four times, and so on; after `MAX_FAILURES` in a row the trigger is paused with the last reason. When
+Postgres does not answer this raises Unavailable. A poll that meets a quota, or whose tenant was suspended meanwhile, is
+undone and falls due again after the lease; that is no failure.
 """
 
 from __future__ import annotations
@@ -189,6 +190,7 @@ class Poller:
             values = {
                 "cursor": {"of": look.fingerprint, "at": found.cursor},
                 "failures": 0,
+                "last_error": None,
                 "next_fire_at": rhythm.following(taken["last_fired_at"] or now, now),
             }
             stored.change(session, look.workflow_id, values)
@@ -200,18 +202,21 @@ class Poller:
     def _fail(self, taken: Row, error: FairlaneError) -> Result:
         failures = taken["failures"] + 1
         if failures >= MAX_FAILURES:
-            return self._pause(taken, f"{failures} polls failed in a row; the last one: {error.detail}", failures)
+            reason = f"{failures} polls failed in a row; the last one: {error.detail}"
+            return self._pause(taken, reason, failures=failures, last_error=error.detail)
         delay = _delay(load(taken["config"]), failures, error)
         log.warning("poll_failed", workflow=taken["workflow_id"], failures=failures, reason=error.detail)
         with self._database.tenant(taken["tenant_id"]) as session:
             now = _still_ours(session, taken)
             if now is None:
                 return Result(Outcome.DROPPED)
-            stored.change(session, taken["workflow_id"], {"failures": failures, "next_fire_at": now + delay})
+            values = {"failures": failures, "last_error": error.detail, "next_fire_at": now + delay}
+            stored.change(session, taken["workflow_id"], values)
         return Result(Outcome.FAILED, reason=error.detail)
 
-    def _pause(self, taken: Row, reason: str, failures: int | None = None) -> Result:
-        values = {"failures": failures or taken["failures"], "next_fire_at": None, "paused_reason": reason}
+    def _pause(self, taken: Row, reason: str, **last: Any) -> Result:
+        """`last` is what else is stored of the last failure."""
+        values = {"next_fire_at": None, "paused_reason": reason, **last}
         with self._database.tenant(taken["tenant_id"]) as session:
             if _still_ours(session, taken) is None:
                 return Result(Outcome.DROPPED)

@@ -29,6 +29,7 @@ PUBLIC = (
     triggers.c.next_fire_at,
     triggers.c.last_fired_at,
     triggers.c.failures,
+    triggers.c.last_error,
     triggers.c.paused_reason,
 )
 """A workflow as its owner sees it, with the state of its trigger."""

@@ -68,7 +68,7 @@ def test_a_failing_source_is_left_alone_for_longer_and_longer_and_then_paused(pa
     for failures, hours in enumerate([1 / 3, 2 / 3, 4 / 3, 8 / 3, 16 / 3, 6, 6, 6, 6], start=1):
         assert parts.poll(workflow_id).outcome == Outcome.FAILED
         row = parts.trigger_of(workflow_id)
-        assert row["failures"] == failures
+        assert (row["failures"], row["last_error"]) == (failures, f"{parts.service.url} answered 500.")
         waits = (row["next_fire_at"] - row["now"]).total_seconds()
         assert waits == pytest.approx(hours * 3600, abs=60)
     assert parts.poll(workflow_id).outcome == Outcome.PAUSED
@@ -80,7 +80,7 @@ def test_a_failing_source_is_left_alone_for_longer_and_longer_and_then_paused(pa
     parts.service.ids = [1, 2]
     with parts.database.tenant("a") as session:
         shown = parts.workflows.set_active(session, workflow_id, True)
-    assert (shown["paused_reason"], shown["failures"]) == (None, 0)
+    assert (shown["paused_reason"], shown["failures"], shown["last_error"]) == (None, 0, None)
     assert parts.poll(workflow_id) == Result(POLLED, new=1, started=1)
 
 
@@ -90,8 +90,12 @@ def test_one_success_ends_a_row_of_failures(parts: PollParts) -> None:
     for _ in range(9):
         parts.poll(workflow_id)
     assert parts.trigger_of(workflow_id)["failures"] == 9
+    with parts.database.tenant("a") as session:
+        shown = parts.workflows.get(session, workflow_id)
+    assert (shown["last_error"], shown["paused_reason"]) == (f"{parts.service.url} answered 503.", None)
     assert parts.poll(workflow_id) == Result(POLLED)
-    assert parts.trigger_of(workflow_id)["failures"] == 0
+    row = parts.trigger_of(workflow_id)
+    assert (row["failures"], row["last_error"]) == (0, None)
 
 
 def test_a_source_that_names_a_time_is_not_asked_before_it(parts: PollParts) -> None:
