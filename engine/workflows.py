@@ -80,9 +80,8 @@ class Workflows:
     def create(
         self, session: TenantSession, workflow: Workflow, *, author: Author, legacy: LegacyForm | None = None
     ) -> Row:
-        """Save a new workflow, active, as version 1. Raises InvalidInput with a fault for each credential."""
-        self.check_credentials(session, workflow)
-        self._check_workflows(session, workflow)
+        """Save a new workflow, active, as version 1. Raises InvalidInput: faults of what it names, all at once."""
+        self._check_named(session, workflow)
         workflow_id = ids.new_id("wf")
         values = {**_columns(workflow, legacy), "id": workflow_id, "user_id": author.user_id, "version": 1}
         stored.insert_workflow(session, values)
@@ -108,8 +107,7 @@ class Workflows:
         current = _found(stored.lock(session, workflow_id), workflow_id)
         if expected_version not in (None, current["version"]):
             raise _conflict(workflow_id, current["version"])
-        self.check_credentials(session, workflow)
-        self._check_workflows(session, workflow, own_id=workflow_id)
+        self._check_named(session, workflow, own_id=workflow_id)
         self._save_trigger(session, workflow_id, workflow.trigger, active=current["is_active"])
         values = _columns(workflow, legacy)
         if version_hash(_masked(workflow)) != stored.version_hash(session, workflow_id, current["version"]):
@@ -180,26 +178,29 @@ class Workflows:
 
     def check_credentials(self, session: TenantSession, workflow: Workflow) -> None:
         """Every step that needs a credential has exactly one, and of its service. Raises InvalidInput."""
-        names = credentials.names(session)
-        faults = [
-            Fault(f"/steps/{number}/credential", sentence)
-            for number, step in enumerate(workflow.steps)
-            for sentence in self._credential_faults(step, names)
-        ]
-        if faults:
+        if faults := self._credential_faults(session, workflow):
             raise InvalidInput(faults)
 
-    def _check_workflows(self, session: TenantSession, workflow: Workflow, *, own_id: str | None = None) -> None:
-        """The other workflows that it names are there. Raises InvalidInput."""
+    def _check_named(self, session: TenantSession, workflow: Workflow, *, own_id: str | None = None) -> None:
+        """The credentials and the other workflows that it names are there. Raises InvalidInput."""
+        faults = self._credential_faults(session, workflow)
         named = dict(_named_workflows(workflow))
         there = stored.existing(session, set(named.values())) if named else set()
-        faults = [Fault(place, f"there is no workflow {name!r}") for place, name in named.items() if name not in there]
+        faults += [Fault(place, f"there is no workflow {name!r}") for place, name in named.items() if name not in there]
         if workflow.on_failure is not None and workflow.on_failure.workflow == own_id:
             faults.append(Fault("/on_failure/workflow", "a workflow cannot deal with its own failures; name another"))
         if faults:
             raise InvalidInput(faults)
 
-    def _credential_faults(self, step: Step, names: Mapping[str, str]) -> Iterator[str]:
+    def _credential_faults(self, session: TenantSession, workflow: Workflow) -> list[Fault]:
+        names = credentials.names(session)
+        return [
+            Fault(f"/steps/{number}/credential", sentence)
+            for number, step in enumerate(workflow.steps)
+            for sentence in self._wrong_credential(step, names)
+        ]
+
+    def _wrong_credential(self, step: Step, names: Mapping[str, str]) -> Iterator[str]:
         if step.action is None:
             return
         action = self._actions[step.action]

@@ -230,6 +230,12 @@ def test_a_workflow_that_is_named_must_be_there(parts: Parts) -> None:
         parts.workflows.update(session, other, sound, author=AUTHOR)
 
 
+def test_credentials_and_workflows_that_are_not_there_are_told_together(parts: Parts) -> None:
+    call = {"id": "call", "action": "http.request", "credential": "x", "with": {"url": "https://example.com"}}
+    run = {"id": "sub", "action": "workflow.run", "with": {"workflow": "wf_nope"}}
+    assert _create_faults(parts, call, run).keys() == {"/steps/0/credential", "/steps/1/with/workflow"}
+
+
 def test_a_webhooks_secret_is_nowhere_in_clear_and_survives_saving_what_was_read(parts: Parts) -> None:
     workflow_id = parts.save({"type": "webhook", "secret": SECRET})
     with parts.database.tenant("a") as session:
