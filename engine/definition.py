@@ -130,7 +130,7 @@ def _steps_faults(raw: Json, actions: Mapping[str, Action], evaluator: Evaluator
             steps[index] = step
             faults += check_step(step, f"/steps/{index}", actions)
     faults += check_graph(raw, steps)
-    return faults + check_expressions(steps, evaluator)
+    return faults + check_expressions(raw, steps, evaluator)
 
 
 def load(stored: Mapping[str, Json]) -> Workflow:

@@ -80,8 +80,7 @@ def _related(one: str, other: str) -> bool:
 
 def check_graph(raw: Sequence[Json], steps: Mapping[int, Step]) -> list[Fault]:
     """Ids are unique, `needs` name steps, and nothing waits for itself."""
-    ids = [item.get("id") for item in raw if isinstance(item, Mapping)]
-    known = {name for name in ids if isinstance(name, str)}
+    known = _ids(raw)
     faults = [
         Fault(f"/steps/{index}/id", f"the id '{step.id}' is used by another step; ids are unique")
         for index, step in steps.items()
@@ -97,6 +96,12 @@ def check_graph(raw: Sequence[Json], steps: Mapping[int, Step]) -> list[Fault]:
         place = next(index for index, step in steps.items() if step.id == cycle[0])
         faults.append(Fault(f"/steps/{place}/needs", f"these steps wait for each other: {' -> '.join(cycle)}"))
     return faults
+
+
+def _ids(raw: Sequence[Json]) -> set[str]:
+    """Of all steps, those with faults included."""
+    ids = [item.get("id") for item in raw if isinstance(item, Mapping)]
+    return {name for name in ids if isinstance(name, str)}
 
 
 def _named_steps(step: Step) -> Iterator[tuple[str, str]]:
@@ -117,10 +122,14 @@ def _graph(steps: Mapping[int, Step]) -> Graph:
     return graph_of(list(steps.values()))
 
 
-def check_expressions(steps: Mapping[int, Step], evaluator: Evaluator | None) -> list[Fault]:
-    """Templates are closed, expressions compile and read only steps that have run by then."""
+def check_expressions(raw: Sequence[Json], steps: Mapping[int, Step], evaluator: Evaluator | None) -> list[Fault]:
+    """Templates are closed, expressions compile and read only steps that have run by then.
+
+    Of a step whose shape is wrong nobody knows when it runs, so nothing is said of who reads it.
+    """
     graph = _graph(steps)
     known = set(graph.needs)
+    unsound = _ids(raw) - known
     faults: list[Fault] = []
     sources: list[Source] = []
     for index, step in steps.items():
@@ -129,7 +138,7 @@ def check_expressions(steps: Mapping[int, Step], evaluator: Evaluator | None) ->
             sources.append((place, source, use))
             faults += [
                 Fault(place, _reference_problem(name, step.id, known))
-                for name in sorted(step_references(source) - earlier)
+                for name in sorted(step_references(source) - earlier - unsound)
             ]
             if (name := item_root(source)) is not None and not (step.for_each and "/with/" in place):
                 faults.append(Fault(place, f"'{name}' is known in the `with` of a step with for_each only"))

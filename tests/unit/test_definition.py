@@ -383,6 +383,14 @@ def test_all_faults_of_a_document_are_told_at_once() -> None:
     assert found.keys() == {"/nam", "/name", "/trigger/cron", "/steps/0/action", "/steps/1/id", "/steps/2/needs/0"}
 
 
+def test_a_step_with_a_fault_of_its_own_is_there_for_those_that_read_it() -> None:
+    reader = echo("b", **{"with": {"x": "{{ steps.a.output.x }}", "y": "{{ steps.z.output.x }}"}})
+    assert faults(document({"id": "a", "actoin": "debug.echo"}, reader)).keys() == {
+        "/steps/0/actoin",
+        "/steps/1/with/y",
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
