@@ -60,6 +60,7 @@ def up(
             made = _demo(home, settings) if demo else None
             children = [*_server_children(servers), *_children(home, port=port, demo=demo)]
             children += worker_programs(workers, concurrency=concurrency, marks=home.run)
+            typer.echo(f"Starting the API, beat and {workers} worker{'' if workers == 1 else 's'} ...")
             announce = partial(_announce, f"http://{HOST}:{port}", made, began=began)
             code = Supervisor(children, announce=announce, printer=commands.printer(children, settings)).run()
     raise typer.Exit(code)
@@ -105,6 +106,7 @@ def _prepared() -> Settings:
     settings = Settings.load()
     commands.require_redis(settings.redis_url)
     migrations.upgrade(settings.database_url)
+    typer.echo(f"Schema at revision {migrations.head()}.")
     return settings
 
 

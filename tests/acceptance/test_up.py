@@ -166,6 +166,14 @@ class Newcomer:
 def test_a_newcomer_does_what_is_printed_and_finds_it_again_the_next_day(tmp_path: Path) -> None:
     with running(tmp_path) as up:
         up.await_ready()
+        stages = (
+            "Data in ",
+            "Schema at revision ",
+            "Starting the API, beat and 1 worker ...",
+            "Fairlane is ready after ",
+        )
+        assert [stage for stage in stages if f"\n{stage}" not in f"\n{up.said()}"] == []
+        assert sorted(stages, key=up.said().index) == list(stages)
         first = Newcomer(up)
         run = first.order()
         assert run["status"] == "succeeded", run
