@@ -5,6 +5,7 @@ Unknown fields of a body are refused; answers hold what is named here. The other
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -24,9 +25,21 @@ from engine.passwords import MAXIMUM_LENGTH, MINIMUM_LENGTH
 
 Item = TypeVar("Item")
 
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d([Tt ]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:\d\d)?)?", re.ASCII)
+
 
 def _in_utc(moment: datetime) -> datetime:
     return moment.astimezone(UTC)
+
+
+def _utc_unless_told(moment: datetime) -> datetime:
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def _rfc_3339(value: Any) -> Any:
+    if isinstance(value, str) and not _RFC_3339.fullmatch(value):
+        raise ValueError("must be a moment of RFC 3339, such as 2026-01-02T03:04:05Z (in a URL, write + as %2B)")
+    return value
 
 
 def _plausible_email(text: str) -> str:
@@ -47,6 +60,8 @@ def _object_or_text(value: Any) -> Any:
 
 Moment = Annotated[datetime, AfterValidator(_in_utc)]
 """RFC 3339 in UTC, ending in Z."""
+Since = Annotated[datetime, BeforeValidator(_rfc_3339), AfterValidator(_utc_unless_told)]
+"""A moment, or a day, of a query; a bare number is none, although pydantic would count seconds from 1970."""
 Line = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")
 ]

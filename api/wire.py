@@ -2,25 +2,28 @@
 
 Strictly: no NaN or Infinity, nor a number that would become one; no half surrogate pairs; nesting within bounds. A
 syntax error is a 400 that names line and column. A workflow may be sent as YAML too: the text becomes the field
-``definition`` of the body.
+``definition`` of the body. A query parameter that the route does not take is refused, as an unknown field is.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 import pydantic_core
 from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 
 from api.auth import OPEN, Call, authenticate
 from api.services import Services
+from engine.errors import Fault, InvalidInput
+from engine.templates import pointer
 
 JSON = "application/json"
 _MAY_OVERFLOW = re.compile(rb"[0-9][eE]|[0-9]{300}")
@@ -77,13 +80,34 @@ class Route(APIRoute):
         handle = super().get_route_handler()
         is_open = all((method, self.path) in OPEN for method in self.methods or ())
         reads_json = self.body_field is not None
+        known = frozenset(_query_names(self.dependant))
 
         async def guarded(request: Request) -> Response:
             if not is_open:
                 request.state.call = await run_in_threadpool(call_of, request)
+                _refuse_unknown(request.query_params, known)
             return await handle(_readable(request) if reads_json else request)
 
         return guarded
+
+
+def _query_names(dependant: Dependant) -> Iterator[str]:
+    """The query parameters that a route or what it depends on takes."""
+    yield from (field.alias for field in dependant.query_params)
+    for inner in dependant.dependencies:
+        yield from _query_names(inner)
+
+
+def _refuse_unknown(given: Iterable[str], known: frozenset[str]) -> None:
+    """Raises InvalidInput for a parameter that would be ignored: a list without its filter is another list.
+
+    A route that takes none ignores them; there is nothing to misspell.
+    """
+    names = ", ".join(sorted(known))
+    unknown = [name for name in given if name not in known]
+    faults = [Fault(pointer("", name), f"is not a parameter here; known are {names}") for name in unknown]
+    if known and faults:
+        raise InvalidInput(faults)
 
 
 def call_of(request: Request) -> Call:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -10,7 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from api.auth import Call, may
 from api.openapi import refusals
 from api.paging import Page
-from api.schemas import Identifier, Listed
+from api.schemas import Identifier, Listed, Since
 from api.schemas_organizations import AuditEntry, Decryption, Roles, UsedBy
 from api.wire import Route
 from engine import connections
@@ -30,10 +29,8 @@ def _filter(
     action: Annotated[Identifier | None, Query(description="Such as credential.created.")] = None,
     actor: Annotated[Identifier | None, Query(description="Id of a user or an API key.")] = None,
     object_id: Annotated[Identifier | None, Query(alias="object", description="Id of what it was done to.")] = None,
-    since: Annotated[datetime | None, Query(description="At or after; RFC 3339, UTC unless it says.")] = None,
+    since: Annotated[Since | None, Query(description="At or after; RFC 3339, UTC unless it says.")] = None,
 ) -> AuditFilter:
-    if since is not None and since.tzinfo is None:
-        since = since.replace(tzinfo=UTC)
     return AuditFilter(action=action, actor=actor, object=object_id, since=since)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -12,7 +12,7 @@ from api import waiting
 from api.auth import Call, may
 from api.openapi import refusals
 from api.paging import PAGE_BYTES, Page
-from api.schemas import Identifier, Listed
+from api.schemas import Identifier, Listed, Since
 from api.schemas_runs import IdempotencyKey, LogLine, ReplayBody, ReplayedRun, Run, Step, Waiting
 from api.wire import Route
 from engine.db import Row, TenantSession
@@ -31,10 +31,8 @@ Writer = Annotated[Call, may(Permission.RUNS_WRITE)]
 def _filter(
     workflow_id: Annotated[Identifier | None, Query()] = None,
     status: Annotated[list[RunState] | None, Query(description="One state, or several.")] = None,
-    since: Annotated[datetime | None, Query(description="Queued at or after; RFC 3339, UTC unless it says.")] = None,
+    since: Annotated[Since | None, Query(description="Queued at or after; RFC 3339, UTC unless it says.")] = None,
 ) -> read_runs.RunFilter:
-    if since is not None and since.tzinfo is None:
-        since = since.replace(tzinfo=UTC)
     return read_runs.RunFilter(workflow_id=workflow_id, statuses=status or (), since=since)
 
 

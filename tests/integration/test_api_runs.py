@@ -202,6 +202,37 @@ def test_runs_are_listed_newest_first_and_filtered(api: Api, person: Person) -> 
         assert list(places(person.http.get("/api/runs", params=query))) == [pointer]
 
 
+@pytest.mark.parametrize("since", ["2026", "1767323045", "2026-01-02T03:04:05 00:00", "2026-13-01T00:00:00Z", ""])
+@pytest.mark.parametrize("path", ["/api/runs", "/api/audit"])
+def test_since_is_a_moment_of_rfc_3339_and_no_number(person: Person, path: str, since: str) -> None:
+    assert list(places(person.http.get(path, params={"since": since}))) == ["/since"]
+
+
+@pytest.mark.parametrize(
+    "since", ["2026-01-02T03:04:05Z", "2026-01-02T03:04:05.5+02:00", "2026-01-02T03:04", "2026-01-02"]
+)
+def test_since_may_leave_out_what_is_plain(person: Person, since: str) -> None:
+    assert person.http.get("/api/runs", params={"since": since}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "known"),
+    [
+        ("/api/runs", "cursor, limit, since, status, workflow_id"),
+        ("/api/audit", "action, actor, cursor, limit, object, since"),
+        ("/api/workflows", "cursor, limit"),
+        ("/api/credentials", "cursor, limit"),
+        ("/api/keys", "cursor, limit"),
+        ("/api/tenants", "cursor, limit"),
+    ],
+)
+def test_an_unknown_query_parameter_is_refused_with_those_that_there_are(person: Person, path: str, known: str) -> None:
+    answer = person.http.get(path, params={"workflow": "x", "a/b": "y", "limit": 1})
+    assert answer.status_code == 422
+    sentence = f"is not a parameter here; known are {known}"
+    assert places(answer) == {"/workflow": sentence, "/a~1b": sentence}
+
+
 def test_runs_that_a_flood_held_back_go_on_when_they_are_released(api: Api, person: Person, broker: Collector) -> None:
     workflow_id = person.workflow()
     with api.services.database.tenant(person.tenant_id) as session:
