@@ -103,11 +103,12 @@ def test_idling_earns_no_credit(client: redis.Redis) -> None:
 
 def test_what_a_busy_tenant_has_learned_about_its_flows_does_not_expire(client: redis.Redis) -> None:
     sim = Simulator(client, slots=1)
-    sim.publish([Job(0, "t", 0.1)])
+    sim.now = 1e6
+    sim.publish(Job(0, "t", seconds) for seconds in (0.1, 4000.0))
     sim.fill()
+    sim.step()
+    assert 80_000 < client.ttl("{sim}:flows:t") <= 86_400
+    client.expire("{sim}:flows:t", 1000)
     sim.run()
-    assert client.ttl("{sim}:flows:t") > 0
-    sim.publish([Job(0, "t", 0.1)])
-    sim.fill()
-    assert client.ttl("{sim}:flows:t") == -1
+    assert client.ttl("{sim}:flows:t") > 80_000
     sim.close()

@@ -22,7 +22,6 @@ for i = 2, #ARGV, 3 do
     save_lane(lane, 'in_flight', 'tag', 'recent', 'recent_at')
     local dispatchable, became_ready = place(lane, now, queue)
     if became_ready then startable = startable + math.min(dispatchable, 1) end
-    if lane.backlog + lane.in_flight == 0 then redis.call('EXPIRE', stem .. 'flows:' .. lane.tenant, IDLE) end
     done, served = done + 1, served + seconds
   end
   results[#results + 1] = lease and 1 or 0

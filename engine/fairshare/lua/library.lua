@@ -63,7 +63,8 @@ local SMOOTHING = 0.2       -- weight of a new measurement in an estimate
 local FIRST_ESTIMATE = 1    -- seconds, before anything was measured
 local RECENT = 300          -- seconds, time constant of "recently served"
 local SETTLED = 30          -- seconds; a publisher gives up well before
-local IDLE = 86400          -- seconds until the flows of an idle tenant are forgotten
+local IDLE = 86400          -- seconds until the flows of an idle tenant are forgotten, give or take an HOUR
+local HOUR = 3600
 local FIRST = 2 ^ 33        -- seconds; what begins a turn before every start tag, in the order of arrival, until 2242
 
 -- The time in seconds: as given, or that of Redis.
@@ -154,17 +155,18 @@ local function room(lane)
   return lane.backlog
 end
 
--- Puts one that was idle, a lane or a flow, in line. It begins at the virtual time, so that idling earns no credit; or
--- with the first in line, when that one was charged too much and is owed service. One that has used more than that
--- takes its turn by its tag. One that has not has its first turn before all others, after those that came before it:
--- so what others are owed, and how wrong their estimates are, never delays it. `alone` may say that nobody else is in
--- line. Returns whether its tag was lifted: then the caller saves `tag` and `floor`.
-local function join(key, member, one, virtual_time, now, alone)
-  local from = virtual_time
-  if one.tag <= from and not alone then
-    local first = redis.call('ZRANGEBYSCORE', key, 0, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
-    if first then from = math.min(from, tonumber(first)) end
-  end
+-- Where one begins that was idle: at the virtual time, so that idling earns no credit; or with the first in line, when
+-- that one was charged too much and is owed service.
+local function beginning(key, virtual_time)
+  local first = redis.call('ZRANGEBYSCORE', key, 0, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
+  return first and math.min(virtual_time, tonumber(first)) or virtual_time
+end
+
+-- Puts one that was idle, a lane or a flow, in line. One that has used more than where it begins takes its turn by its
+-- tag. One that has not has its first turn before all others, after those that came before it: so what others are
+-- owed, and how wrong their estimates are, never delays it. Returns whether its tag was lifted: then the caller saves
+-- `tag` and `floor`.
+local function join(key, member, one, from, now)
   if one.tag > from then
     redis.call('ZADD', key, one.tag, member)
     return false
@@ -206,7 +208,8 @@ local function place(lane, now, queue, served)
   if served then
     redis.call('ZADD', ready, lane.tag, lane.tenant)
   elseif not move(ready, lane.tenant, lane.tag) then
-    if join(ready, lane.tenant, lane, queue.time, now) then save_lane(lane, 'tag', 'floor') end
+    local from = queue.from or beginning(ready, queue.time)
+    if join(ready, lane.tenant, lane, from, now) then save_lane(lane, 'tag', 'floor') end
     return dispatchable, true
   end
   return dispatchable, false
@@ -229,15 +232,13 @@ end
 
 -- Puts a message among the waiting ones of its flow; the caller saves `backlog`.
 local function enqueue(lane, flow_name, id, score, queue, now)
-  local key = flow_key(lane.tenant, flow_name)
-  if lane.backlog + lane.in_flight == 0 then redis.call('PERSIST', stem .. 'flows:' .. lane.tenant) end
+  local key, alone = flow_key(lane.tenant, flow_name), lane.backlog == 0
   redis.call('ZADD', key, score, id)
   lane.backlog = lane.backlog + 1
-  if redis.call('ZCARD', key) == 1 then
-    local flow, alone = load_flow(lane.tenant, flow_name, queue), lane.backlog == 1
-    if join(stem .. 'order:' .. lane.tenant, flow_name, flow, lane.flow_time, now, alone) then
-      save_flow(lane.tenant, flow)
-    end
+  if alone or redis.call('ZCARD', key) == 1 then
+    local order, flow = stem .. 'order:' .. lane.tenant, load_flow(lane.tenant, flow_name, queue)
+    local from = alone and lane.flow_time or beginning(order, lane.flow_time)
+    if join(order, flow_name, flow, from, now) then save_flow(lane.tenant, flow) end
   end
 end
 
@@ -309,6 +310,9 @@ local function decayed(amount, at, now) return amount * math.exp(math.min(at - n
 -- The caller saves `tag`, `recent` and `recent_at`.
 local function settle(lane, lease, seconds, now, queue)
   lane.tag = corrected(lane.tag, lane.floor, seconds / lane.weight - lease.charge)
+  if math.floor(now / HOUR) ~= math.floor(lane.recent_at / HOUR) then
+    redis.call('EXPIRE', stem .. 'flows:' .. lane.tenant, IDLE)
+  end
   lane.recent, lane.recent_at = decayed(lane.recent, lane.recent_at, now) + seconds, now
   local flow = load_flow(lane.tenant, lease.flow, queue)
   flow.tag = corrected(flow.tag, flow.floor, seconds - lease.estimate)
@@ -384,6 +388,7 @@ local function file(queue, now)
   local posted = redis.call('LRANGE', inbox, 0, -1)
   if #posted == 0 then return end
   redis.call('DEL', inbox)
+  queue.from = beginning(ready, queue.time)  -- filing does not change it
   local touched, by_tenant, added = {}, {}, 0
   for i, text in ipairs(posted) do
     local at, again, id, tenant, flow, priority, nonce, words, start = text:match(
@@ -404,6 +409,7 @@ local function file(queue, now)
   for _, lane in ipairs(touched) do
     if lane.known then save_lane(lane, 'backlog', 'seq') end
   end
+  queue.from = nil
   count('published', added)
   count('repeated', #posted - added)
 end
