@@ -32,6 +32,10 @@ from engine.fairshare.lanes import Fault, Lanes
 from engine.fairshare.scripts import scripts
 
 
+class Lost(TimeoutError):
+    """A message did not run in all the time it was given."""
+
+
 @dataclass
 class Ground:
     """A Redis as broker, another for the journal, and the workers on them; `stock` uses kombu's own transport."""
@@ -122,7 +126,7 @@ class Ground:
         return sum(event[:2] == (kind, task_id) for event in self.events())
 
     def await_end(self, *task_ids: str, within: float) -> float:
-        """Seconds until all of them have ended. Raises TimeoutError."""
+        """Seconds until all of them have ended. Raises Lost."""
         missing = set(task_ids)
 
         def ended() -> bool:
@@ -131,7 +135,10 @@ class Ground:
             return not missing
 
         missing.difference_update(task_id for kind, task_id, _, _ in self.events() if kind == "end")
-        return until(ended, within=within, what="the end of all tasks")
+        try:
+            return until(ended, within=within, what="the end of all tasks")
+        except TimeoutError as error:
+            raise Lost(str(error)) from error
 
     def await_start(self, task_id: str, *, within: float = 15.0) -> float:
         return until(lambda: self.count("start", task_id) > 0, within=within, what="the start of a task")
@@ -181,7 +188,7 @@ def kill_at_random(ground: Ground, *, kills: int, workers: int = 3, pause: tuple
         deaths[victim.pid] = victim.kill()
         alive.append(ground.worker())
     until(lambda: ground.left() == 0, within=20 * ground.lease + 60, what="an empty queue")
-    with contextlib.suppress(TimeoutError):  # stock kombu has some in neither place for a moment
+    with contextlib.suppress(Lost):  # stock kombu has some in neither place for a moment
         ground.await_end(*sent, within=5)
     ended = {task_id for kind, task_id, _, _ in ground.events() if kind == "end"}
     return Kills(kills, len(sent), len(set(sent) - ended), *_recovery(ground.events(), deaths))
@@ -407,7 +414,7 @@ def _repeated(fault: Callable[[Ground], float], times: int, *, stock: bool = Fal
         with ground(2.0, stock=stock) as here:
             try:
                 waited.append(fault(here))
-            except TimeoutError:
+            except Lost:
                 lost += 1
     return f"{lost} lost" + (f", ran within {max(waited):.1f} s" if waited else "")
 
