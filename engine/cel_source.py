@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, TypeAlias
 from engine.cel_wire import ITEM_ROOTS, ROOTS
 from engine.ports import Json
 
+MAX_INDEX_DIGITS = 18
+
 _TOKEN = re.compile(
     r"""
       (?P<space>  \s+ | //[^\n]* )
@@ -122,11 +124,16 @@ def _key(tokens: Sequence[Token], at: int) -> tuple[Key, int] | None:
         return None if texts[2:] == ["("] else (texts[1], at + 2)
     if len(texts) == 3 and texts[0] == "[" and texts[2] == "]":
         word = tokens[at + 1]
-        if word.kind == "number" and word.text.isdigit():
+        if word.kind == "number" and is_index(word.text):
             return int(word.text), at + 3
         if word.kind == "string" and word.text[0] in "\"'" and "\\" not in word.text:
             return word.text.strip(word.text[0]), at + 3
     return None
+
+
+def is_index(text: str) -> bool:
+    """Whether it is a number that a list can have a place for; of far more digits Python refuses to read one."""
+    return text.isdecimal() and len(text) <= MAX_INDEX_DIGITS
 
 
 def step_references(source: str) -> set[str]:

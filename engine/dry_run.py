@@ -4,11 +4,14 @@ Nothing is stored, decrypted or sent. What an action would answer is not known, 
 `would` then shows the text as written and names the steps that it waits for. Only `debug.echo` is known: it answers its
 input. Masked is what stands under keys, in URL parameters or behind a scheme of authorization that hold secrets; the
 credential of a step is shown by its name.
+
+A dry run is bounded as a whole, in time and in what its texts grow to, because it is walked in the API.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,8 +20,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from engine.definition import Step, Workflow
-from engine.errors import ExpressionFailed
-from engine.expressions import Evaluator, expressions_in, render_legacy, step_references
+from engine.errors import ExpressionFailed, Fault, InvalidInput
+from engine.expressions import Evaluator, Room, expressions_in, render_legacy, step_references
 from engine.ports import Action, Json
 from engine.states import StepState
 from engine.step import ForEach, Switch, Wait
@@ -27,10 +30,15 @@ from engine.templates import pointer
 MASK = "**********"
 ECHO = "debug.echo"
 
+MOST_SECONDS = 10.0
+"""That a dry run takes; one at a time is walked, and others wait."""
+
 _SECRET_NAME = r"(?:authorization|cookie|password|passwd|secret|signature|token|api[-_]?key)"  # noqa: S105 - names, no secret
 _SECRET_KEY = re.compile(_SECRET_NAME, re.IGNORECASE)
+# Bounded, because texts of any length are looked at: from each mark on, a name is searched for so far and no further.
 _SECRET_PART = re.compile(
-    rf"([?&][^=&#\s]*{_SECRET_NAME}[^=&#\s]*=)[^&#\s\"']+|\b((?:bearer|basic)\s+)[^\s\"']+", re.IGNORECASE
+    rf"([?&][^?=&#\s]{{0,100}}?{_SECRET_NAME}[^?=&#\s]{{0,100}}=)[^&#\s\"']++|\b((?:bearer|basic)\s++)[^\s\"']++",
+    re.IGNORECASE,
 )
 
 
@@ -52,7 +60,7 @@ class DryRun:
         `would` is ``{action, with, credential, has_effects}``, with ``unknown`` ``[{pointer, needs}]`` where something
         waits for an answer; or ``{skip: reason}``, or ``{fail: reason}``, after which nothing would run unless the
         step's `on_error` says so. A wait is ``{wait}``, a switch ``{chosen}``; a step that is done for each item has
-        the number of ``items`` and its `with` for the first of them.
+        the number of ``items`` and its `with` for the first of them. Raises InvalidInput when it takes too long.
         """
         walk = _Walk(self._roots(trigger))
         found = []
@@ -77,6 +85,7 @@ class DryRun:
         }
 
     def _would(self, step: Step, walk: _Walk) -> dict[str, Json]:
+        walk.check_time()
         unknown: list[dict[str, Json]] = []
         try:
             reason = self._skipped_because(step, walk, unknown)
@@ -159,6 +168,7 @@ class DryRun:
 
     def _condition(self, source: str, walk: _Walk, unknown: list[dict[str, Json]], *, place: str = "/if") -> bool:
         """Whether the step would run; also when nobody can know yet, which `unknown` then says."""
+        walk.check_time()
         try:
             return self.evaluator.condition(source, walk.roots)
         except ExpressionFailed as error:
@@ -171,7 +181,8 @@ class DryRun:
     def _with(self, step: Step, walk: _Walk, unknown: list[dict[str, Json]]) -> Json:
         if step.templates == "legacy":
             trigger = walk.roots["trigger"]
-            return render_legacy(step.with_, trigger.get("body") if isinstance(trigger, Mapping) else None)
+            body = trigger.get("body") if isinstance(trigger, Mapping) else None
+            return render_legacy(step.with_, body, room=walk.room)
         return self._rendered(step.with_, "/with", walk, unknown)
 
     def _rendered(self, value: Json, place: str, walk: _Walk, unknown: list[dict[str, Json]]) -> Json:
@@ -181,8 +192,9 @@ class DryRun:
             return [self._rendered(item, pointer(place, n), walk, unknown) for n, item in enumerate(value)]
         if not isinstance(value, str) or "{{" not in value:
             return value
+        walk.check_time()
         try:
-            return self.evaluator.render(value, walk.roots)
+            return self.evaluator.render(value, walk.roots, room=walk.room)
         except ExpressionFailed as error:
             needs = walk.unknown_among([source for _, source in expressions_in(value)])
             if not needs:
@@ -226,6 +238,13 @@ class _Walk:
     """Steps that would succeed with an answer that is not known."""
     failed: str | None = None
     settled: dict[str, _Settled] = field(default_factory=dict)
+    room: Room = field(default_factory=Room)
+    until: float = field(default_factory=lambda: time.monotonic() + MOST_SECONDS)
+
+    def check_time(self) -> None:
+        if time.monotonic() > self.until:
+            sentence = f"its expressions take more than {MOST_SECONDS:g} s to try; try parts of it"
+            raise InvalidInput([Fault("", sentence)])
 
     def fail(self, step: Step, reason: str) -> None:
         """Nothing runs after this one, unless its failure is dealt with."""

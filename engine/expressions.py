@@ -26,13 +26,14 @@ from engine.cel_source import Path, at, dead_end, item_root, kind, needed, only_
 from engine.cel_wire import DEPTH_LIMIT, ROOTS
 from engine.errors import ExpressionFailed, ExpressionInvalid, Fault
 from engine.ports import Json
-from engine.templates import Template, expressions_in, filled, mapped, render_legacy, templates
+from engine.templates import Room, Template, expressions_in, filled, mapped, render_legacy, templates
 
 __all__ = [
     "CONTEXT_LIMIT",
     "ROOTS",
     "SOURCE_LIMIT",
     "Evaluator",
+    "Room",
     "Template",
     "expressions_in",
     "item_root",
@@ -90,11 +91,12 @@ class Evaluator:
         """The expression's value as JSON: timestamps as RFC 3339, durations as ``90s``, bytes as base64."""
         return self._evaluate([source], context)[0]
 
-    def render(self, template: Json, context: Mapping[str, Json]) -> Json:
+    def render(self, template: Json, context: Mapping[str, Json], *, room: Room | None = None) -> Json:
         """`template` with every ``{{ CEL }}`` in its strings replaced, in one round trip; itself when there are none.
 
         A string that is exactly one template becomes the value with its type; inside a longer string the value becomes
-        text: a string as it is, null as nothing, everything else as compact JSON.
+        text: a string as it is, null as nothing, everything else as compact JSON. `room` is shared by calls that belong
+        together, and bounds what all values have together.
         """
         try:
             sources = list(dict.fromkeys(source for _, source in expressions_in(template)))
@@ -103,7 +105,8 @@ class Evaluator:
         if not sources:
             return template
         values = dict(zip(sources, self._evaluate(sources, context), strict=True))
-        return mapped(template, lambda text: filled(text, values))
+        counted = room or Room()
+        return mapped(template, lambda text: filled(text, values, counted))
 
     def check(self, sources: Sequence[tuple[str, str, Use]]) -> None:
         """Compile and type-check ``(pointer, source, use)``; raises ExpressionInvalid with a fault for each bad one."""

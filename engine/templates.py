@@ -1,7 +1,8 @@
 """``{{ CEL }}`` inside strings: taking templates apart, putting values in, and the older ``{{dotted.path}}`` form.
 
 Pure text work; the values of CEL expressions come from `engine.expressions`. A template that is not closed raises
-ExpressionInvalid with its position.
+ExpressionInvalid with its position. Values that would make a few kilobytes of template into gigabytes, because the
+text names a large one very often, raise ExpressionFailed. Every text is read in time that grows with its length only.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
-from engine.cel_source import template_end
-from engine.errors import ExpressionInvalid, Fault
+from engine.cel_source import is_index, template_end
+from engine.errors import ExpressionFailed, ExpressionInvalid, Fault
 from engine.ports import Json
+
+FILLED_LIMIT = 10 * 1024 * 1024
+"""Characters that all values of one `with` may have together, each counted as often as it is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +88,31 @@ def mapped(value: Json, change: Callable[[str], Json]) -> Json:
     return value
 
 
-def filled(text: str, values: Mapping[str, Json]) -> Json:
+class Room:
+    """How much may still be filled in. One for each `with`."""
+
+    def __init__(self, limit: int = FILLED_LIMIT) -> None:
+        self._left = limit
+
+    def text(self, value: Json) -> str:
+        """The value `as_text`, counted. Raises ExpressionFailed when there is no room for it."""
+        text = as_text(value)
+        self._left -= len(text)
+        if self._left < 0:
+            raise ExpressionFailed(
+                f"its values have more than {FILLED_LIMIT:,} characters together; name smaller parts"
+            )
+        return text
+
+
+def filled(text: str, values: Mapping[str, Json], room: Room) -> Json:
     """The text with the value of each source in place; alone in its string a value keeps its type."""
     pieces = templates(text)
     if len(pieces) == 1 and isinstance(pieces[0], Template):
-        return values[pieces[0].source]
-    return "".join(piece if isinstance(piece, str) else as_text(values[piece.source]) for piece in pieces)
+        value = values[pieces[0].source]
+        room.text(value)
+        return value
+    return "".join(piece if isinstance(piece, str) else room.text(values[piece.source]) for piece in pieces)
 
 
 def as_text(value: Json) -> str:
@@ -99,21 +122,22 @@ def as_text(value: Json) -> str:
     return "" if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-_LEGACY = re.compile(r"\{\{\s*([^{}]+?)\s*\}\}")
+_LEGACY = re.compile(r"\{\{([^{}]+)\}\}")
 
 
-def render_legacy(template: Json, body: Json) -> Json:
+def render_legacy(template: Json, body: Json, *, room: Room | None = None) -> Json:
     """Fill ``{{user.name}}`` from `body`, as the multi-user system did: as text; a missing path stays as written."""
+    counted = room or Room()
 
     def fill(match: re.Match[str]) -> str:
         value = body
-        for part in match[1].split("."):
+        for part in match[1].strip().split("."):
             if isinstance(value, Mapping) and part in value:
                 value = value[part]
-            elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            elif isinstance(value, list) and is_index(part) and int(part) < len(value):
                 value = value[int(part)]
             else:
                 return match[0]
-        return as_text(value)
+        return counted.text(value)
 
     return mapped(template, lambda text: _LEGACY.sub(fill, text))

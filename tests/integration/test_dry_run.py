@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 import actions
+from engine import dry_run
 from engine.definition import parse
-from engine.dry_run import DryRun
+from engine.dry_run import DryRun, masked
+from engine.errors import InvalidInput
 from engine.expressions import Evaluator
 from engine.ports import Json
 from tests.scripted import echo
@@ -90,3 +92,24 @@ def test_a_failure_that_is_dealt_with_does_not_end_it(evaluator: Evaluator) -> N
     assert found["then"] == {"skip": "The step try failed, and catch deals with that."}
     assert "action" in found["catch"]
     assert "action" in found["after"]
+
+
+def test_what_looks_like_a_secret_is_masked_in_texts_of_any_length() -> None:
+    text = "https://x.example/?a=1&my_token=hidden?hidden#part ?n=/b?api-key=hidden Bearer hidden"
+    assert "hidden" not in str(masked(text))
+    assert masked("?a=1&b=2 a token of love") == "?a=1&b=2 a token of love"
+    hostile = "?token" * 40_000  # took an older expression hours
+    assert masked(hostile) == hostile
+
+
+def test_texts_grow_up_to_a_limit_over_the_whole_of_a_dry_run(evaluator: Evaluator) -> None:
+    steps = [echo(f"s{number}", with_={"x": "{{ trigger.input }}" * 5}) for number in range(4)]
+    found = would(evaluator, *steps, trigger={"input": "x" * 1024 * 1024})
+    assert ["with" in found["s0"], "with" in found["s1"]] == [True, True]
+    assert "name smaller parts" in found["s2"]["fail"]
+
+
+def test_a_dry_run_ends_when_its_time_is_over(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dry_run, "MOST_SECONDS", 0.0)
+    with pytest.raises(InvalidInput, match="try parts of it"):
+        would(evaluator, echo("a"))

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cel_source import Path, dead_end, needed, only_path, paths
-from engine.errors import ExpressionInvalid
+from engine.errors import ExpressionFailed, ExpressionInvalid
 from engine.expressions import Template, expressions_in, render_legacy, step_references, templates
-from engine.templates import filled
+from engine.templates import FILLED_LIMIT, Room, filled
 
 
 def sources(text: str) -> list[str]:
@@ -72,12 +72,12 @@ def test_expressions_are_found_with_pointers_and_keys_are_escaped() -> None:
     [("s", "<s>"), (None, "<>"), (True, "<true>"), (1.5, "<1.5>"), ([1, "é"], '<[1,"é"]>'), ({"a": 1}, '<{"a":1}>')],
 )
 def test_value_inside_a_longer_string_becomes_text(value: Any, text: str) -> None:
-    assert filled("<{{ v }}>", {"v": value}) == text
+    assert filled("<{{ v }}>", {"v": value}, Room()) == text
 
 
 @pytest.mark.parametrize("value", ["s", None, True, 1.5, [1], {"a": 1}])
 def test_string_that_is_one_template_keeps_the_type(value: Any) -> None:
-    assert filled("{{ v }}", {"v": value}) == value
+    assert filled("{{ v }}", {"v": value}, Room()) == value
 
 
 @pytest.mark.parametrize(
@@ -154,3 +154,26 @@ def test_legacy_templates_read_the_body_and_leave_missing_paths_as_written() -> 
     assert render_legacy(template, body) == {"text": "Ann 3 x {{nope}} {{user.nope.x}} []", "k": 1}
     assert render_legacy("{{a}}", None) == "{{a}}"
     assert render_legacy("{{n}}", body) == "3"
+    assert render_legacy("{{ a b }}|{{ }}|{{}}", {"a b": 1}) == "1|{{ }}|{{}}"
+
+
+def test_a_legacy_template_that_never_closes_costs_no_more_than_its_length() -> None:
+    """Sixty thousand blanks took an older expression an hour, in which no other thread of the process ran."""
+    text = "{{" + " " * 60_000
+    assert render_legacy(text, {}) == text
+
+
+def test_an_index_of_thousands_of_digits_is_no_index() -> None:
+    digits = "9" * 5000
+    assert render_legacy(f"{{{{a.{digits}}}}}", {"a": [1]}) == f"{{{{a.{digits}}}}}"
+    assert paths(f"steps[{digits}]") == (Path("steps", ()),)
+
+
+def test_values_are_filled_in_up_to_a_limit_however_often_they_are_named() -> None:
+    value = "x" * (FILLED_LIMIT // 10)
+    assert len(str(filled("{{ v }}" * 10, {"v": value}, Room()))) == FILLED_LIMIT
+    assert render_legacy(["{{v}}"] * 10, {"v": value}) == [value] * 10
+    with pytest.raises(ExpressionFailed, match="name smaller parts"):
+        filled("{{ v }}" * 11, {"v": value}, Room())
+    with pytest.raises(ExpressionFailed, match="name smaller parts"):
+        render_legacy(["{{v}}"] * 11, {"v": value})
