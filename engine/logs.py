@@ -13,7 +13,6 @@ A line that cannot be written is lost; logging never stops the work that it tell
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
@@ -126,7 +125,7 @@ class _Formatter(structlog.stdlib.ProcessorFormatter):
 
 
 def _mask_for(settings: Settings) -> Callable[[str], str]:
-    own = Redactor([form for secret in _secrets(settings) for form in (secret, json.dumps(secret)[1:-1])])
+    own = Redactor(list(_secrets(settings)))
 
     def mask(line: str) -> str:
         return str(own(_TOKENS.sub(_masked, line)))
