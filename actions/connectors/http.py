@@ -2,12 +2,14 @@
 
 The answer's JSON is parsed when its media type says JSON; other text is a string, and bytes that are no text are
 base64 with ``body_encoding: base64`` beside. A status that is neither 2xx nor allowed by `expect` fails the step.
-With a credential no redirect is followed, and a credential that names `hosts` goes to those only.
+JSON nested deeper than `MAX_DEPTH` is handed over as the text that it came as, and so is none that only claims to be
+JSON. With a credential no redirect is followed, and a credential that names `hosts` goes to those only.
 """
 
 from __future__ import annotations
 
 import base64
+import codecs
 import json
 from email.message import Message
 from typing import Annotated, Any
@@ -22,6 +24,11 @@ from engine.errors import Fatal
 from engine.ports import HttpReply, Json, StepContext
 
 MAX_REQUEST_BYTES = 10 * 1024 * 1024
+MAX_DEPTH = 64
+"""As deep as the body of a webhook may be; what is much deeper cannot be written again."""
+
+_NO_CHARSETS = frozenset({"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape"})
+"""Codecs of Python that no server means, by their `CodecInfo.name`: some take hours for a large body."""
 
 
 def _header_value(value: str) -> str:
@@ -186,13 +193,38 @@ def _body(reply: HttpReply) -> dict[str, Json]:
     kind = media.get_content_type()
     if reply.body and (kind == "application/json" or kind.endswith("+json")):
         try:
-            return {"body": json.loads(reply.body, parse_constant=_no_constant)}
+            parsed = json.loads(reply.body, parse_constant=_no_constant)
         except (ValueError, RecursionError):
             pass  # It only claims to be JSON: hand it over as text.
+        else:
+            if not _too_deep(parsed):
+                return {"body": parsed}
     try:
-        return {"body": reply.body.decode(str(media.get_content_charset("utf-8")))}
+        return {"body": reply.body.decode(_codec(str(media.get_content_charset("utf-8"))))}
     except (UnicodeDecodeError, LookupError):
         return {"body": base64.b64encode(reply.body).decode(), "body_encoding": "base64"}
+
+
+def _codec(charset: str) -> str:
+    """The codec of a charset. Raises LookupError for one that bodies cannot be in."""
+    name = codecs.lookup(charset).name
+    if name in _NO_CHARSETS:
+        raise LookupError(charset)
+    return name
+
+
+def _too_deep(value: Json) -> bool:
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for container in level
+            if isinstance(container, dict | list)
+            for item in (container.values() if isinstance(container, dict) else container)
+        ]
+        if not level:
+            return False
+    return any(isinstance(item, dict | list) for item in level)
 
 
 def _no_constant(name: str) -> Json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import socket
 import ssl
@@ -83,9 +84,15 @@ def test_a_request_carries_method_query_headers_json_and_the_idempotency_key(
         ("application/json", b"{not json", {"body": "{not json"}),
         ("application/json", b"NaN", {"body": "NaN"}),
         ("application/json", b"[" * 100_000, {"body": "[" * 100_000}),
+        ("application/json", b"[" * 64 + b"]" * 64, {"body": json.loads("[" * 64 + "]" * 64)}),
+        ("application/json", b"[" * 65 + b"]" * 65, {"body": "[" * 65 + "]" * 65}),
         ("application/json", b"", {"body": ""}),
         ("text/plain; charset=latin-1", b"caf\xe9", {"body": "café"}),
         ("text/plain; charset=no-such-thing", b"x", {"body": "eA==", "body_encoding": "base64"}),
+        ("text/plain; charset=punycode", b"x", {"body": "eA==", "body_encoding": "base64"}),
+        ("text/plain; charset=IDNA", b"x", {"body": "eA==", "body_encoding": "base64"}),
+        ("text/plain; charset=zlib_codec", b"x", {"body": "eA==", "body_encoding": "base64"}),
+        ("text/plain; charset=unicode-escape", b"x", {"body": "eA==", "body_encoding": "base64"}),
         ("image/png", b"\x89PNG\xff", {"body": "iVBOR/8=", "body_encoding": "base64"}),
     ],
 )
