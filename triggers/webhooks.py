@@ -9,6 +9,7 @@ Cost: one transaction of four round trips; whose workflow it is, is remembered (
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,8 +30,10 @@ from triggers.kinds import StartedFromOutside
 
 REMEMBERED_WORKFLOWS = 16_384
 
-_SECRET_NAMES = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"})
-_SECRET_WORDS = ("signature", "secret", "token", "password")
+_SECRET_NAME = re.compile(
+    r"signature|secret|token|password|cookie|authorization|^(x-)?auth(-|$)"
+    r"|^(x-)?key$|(api|access|auth|functions|subscription)[-_]?key"
+)
 
 
 class Webhook(StartedFromOutside):
@@ -151,7 +154,7 @@ def _by_lower_name(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 def _is_secret(name: str) -> bool:
     """Whether a header proves who sent it; runs do not keep those."""
-    return name in _SECRET_NAMES or any(word in name for word in _SECRET_WORDS)
+    return _SECRET_NAME.search(name) is not None
 
 
 def _query(pairs: Iterable[tuple[str, str]]) -> dict[str, Json]:

@@ -60,6 +60,31 @@ def test_a_request_is_stored_and_then_published(parts: Parts, receiver: Receiver
     assert list(parts.broker.runs) == [run["id"]]
 
 
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("authorization", False),
+        ("cookie", False),
+        ("apikey", False),
+        ("api-key", False),
+        ("x_api_key", False),
+        ("x-auth-key", False),
+        ("x-auth", False),
+        ("x-functions-key", False),
+        ("ocp-apim-subscription-key", False),
+        ("x-gitlab-token", False),
+        ("x-author", True),
+        ("idempotency-key", True),
+        ("x-github-event", True),
+    ],
+)
+def test_a_run_keeps_no_header_that_proves_who_sent_it(parts: Parts, receiver: Receiver, name: str, kept: bool) -> None:
+    workflow_id = parts.save({"type": "webhook"})
+    receiver.receive(Delivery(workflow_id=workflow_id, body=b"{}", headers=[(name.title(), "hidden")]))
+    (run,) = parts.runs_of(workflow_id)
+    assert run["input"]["headers"] == ({name: "hidden"} if kept else {})
+
+
 def test_with_the_broker_down_the_run_is_stored_all_the_same(parts: Parts, receiver: Receiver) -> None:
     workflow_id = parts.save({"type": "webhook"})
     parts.broker.down = True
