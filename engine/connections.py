@@ -17,17 +17,22 @@ from engine.db import Row, TenantSession, dump_json
 from engine.definition_faults import faults_of, suggestion
 from engine.errors import Conflict, Fault, InvalidInput, NotFound
 from engine.ports import Action
+from engine.redaction import texts
 from engine.repository import credential_uses
 from engine.repository import credentials as stored
 from engine.vault import Vault
 
 MAX_BYTES = 64 * 1024
+MAX_TEXTS = 100
+"""In one credential: each is searched for in all that a step stores."""
 
 
 def check(data: Mapping[str, Any], model: type[BaseModel] | None) -> None:
     """Raises InvalidInput with a fault for each field that does not fit the service; it never quotes a value."""
     if len(dump_json(data)) > MAX_BYTES:
         raise InvalidInput([Fault("/data", f"is larger than {MAX_BYTES // 1024} KiB")])
+    if sum(1 for _ in texts(data)) > MAX_TEXTS:
+        raise InvalidInput([Fault("/data", f"holds more than {MAX_TEXTS} texts")])
     if model is None:
         return
     try:

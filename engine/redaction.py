@@ -26,7 +26,7 @@ class Redactor:
     """Callable on any JSON value; returns it with every secret replaced by `MASK`."""
 
     def __init__(self, *credentials: Json) -> None:
-        secrets = {form for credential in credentials for text in _texts(credential) for form in _forms(text)}
+        secrets = {form for credential in credentials for text in texts(credential) for form in _forms(text)}
         # the longest first, so that a secret that contains another is masked whole
         self._secrets = sorted((s for s in secrets if len(s) >= MINIMUM_LENGTH), key=len, reverse=True)
 
@@ -52,17 +52,18 @@ NOTHING_SECRET = Redactor()
 """For steps without a credential."""
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts(value: Any) -> Iterator[str]:
+    """Every string of a credential that is a secret, also what basic authentication makes of two of them."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         if isinstance(value.get("username"), str) and isinstance(value.get("password"), str):
             yield base64.b64encode(f"{value['username']}:{value['password']}".encode()).decode()
         for item in value.values():
-            yield from _texts(item)
+            yield from texts(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _texts(item)
+            yield from texts(item)
 
 
 def _forms(text: str) -> Iterator[str]:

@@ -61,6 +61,7 @@ def test_replacing_the_secret_changes_the_fingerprint_and_nothing_else(person: P
         ({"service": "http", "data": {"basic": {"username": "u"}}}, "/data/basic/password"),
         ({"service": "slack", "data": {"token": SECRET}}, "/data/token"),
         ({"service": "http", "data": {"bearer": "x" * 70_000}}, "/data"),
+        ({"service": "http", "data": {"headers": {f"X-{n}": SECRET for n in range(101)}}}, "/data"),
         ({"service": "slack", "data": {"webhook_url": SECRET}}, "/data/webhook_url"),
         ({"service": "discord", "data": {"webhook_url": f"ftp://discord.com/{SECRET}"}}, "/data/webhook_url"),
         ({"service": "htp", "data": {"bearer": SECRET}}, "/service"),
