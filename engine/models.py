@@ -317,12 +317,22 @@ runs = Table(
     Index("ix_runs_live", "id", postgresql_where=text("finished_at IS NULL AND wait_reason IS NULL")),
     Index("ix_runs_wake_at", "wake_at", postgresql_where=text("wake_at IS NOT NULL")),
     Index("ix_runs_parent_run_id", "parent_run_id", postgresql_where=text("parent_run_id IS NOT NULL")),
+    # Who has a place under a limit, and who waits for one: few and perhaps very many, so each has its own index.
     Index(
-        "ix_runs_concurrency",
+        "ix_runs_places",
         "workflow_id",
         "concurrency_key",
         "id",
-        postgresql_where=text("concurrency_key IS NOT NULL AND finished_at IS NULL"),
+        postgresql_where=text(
+            "concurrency_key IS NOT NULL AND finished_at IS NULL AND wait_reason IS DISTINCT FROM 'concurrency'"
+        ),
+    ),
+    Index(
+        "ix_runs_line",
+        "workflow_id",
+        "concurrency_key",
+        "id",
+        postgresql_where=text("wait_reason = 'concurrency'"),
     ),
     Index("ix_runs_waits_for_runs", "id", postgresql_where=text("wait_reason IN ('workflow', 'concurrency')")),
     info=_tenant_info(),

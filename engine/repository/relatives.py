@@ -186,21 +186,9 @@ def join_key(session: TenantSession, run_id: str, *, attempt: int, key: str, lim
 
 
 def under_way(session: TenantSession, workflow_id: str, key: str, *, but: str) -> tuple[list[str], int]:
-    """Ids of the other runs that have a place under the key, oldest first; and how many wait for one."""
-    statement = (
-        sa.select(runs.c.id, runs.c.wait_reason)
-        .where(
-            runs.c.tenant_id == session.tenant_id,
-            runs.c.workflow_id == workflow_id,
-            runs.c.concurrency_key == key,
-            runs.c.finished_at.is_(None),
-            runs.c.id != but,
-        )
-        .order_by(runs.c.id)
-    )
-    rows = session.rows(statement)
-    under = [row["id"] for row in rows if row["wait_reason"] != "concurrency"]
-    return under, len(rows) - len(under)
+    """Ids of the other runs that have a place under the key, oldest first; and how many wait for one, up to 1,000."""
+    rows = session.query("places", tenant_id=session.tenant_id, workflow_id=workflow_id, key=key, but=but)
+    return [row["id"] for row in rows[:-1]], rows[-1]["waiting"]
 
 
 def hand_over(session: TenantSession, workflow_id: str, key: str, *, ending: str = "") -> list[Row]:

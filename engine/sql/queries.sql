@@ -120,6 +120,19 @@ WHERE t.id = :tenant_id AND r.tenant_id = t.id AND r.id = :run_id AND r.status I
 RETURNING r.id, r.tenant_id, r.workflow_id, r.priority, r.status, r.attempt,
           lane_config(p.limits || t.limits, greatest(p.limits_version, t.limits_version)) AS lane;
 
+-- name: places
+-- Why counted no further than any limit goes: very many may wait, and each new run looks.
+SELECT id, 0 AS waiting FROM runs
+WHERE tenant_id = :tenant_id AND workflow_id = :workflow_id AND concurrency_key = :key AND finished_at IS NULL
+  AND wait_reason IS DISTINCT FROM 'concurrency' AND id <> :but
+UNION ALL
+SELECT NULL, count(*) FROM (
+    SELECT 1 FROM runs
+    WHERE tenant_id = :tenant_id AND workflow_id = :workflow_id AND concurrency_key = :key
+      AND wait_reason = 'concurrency' AND id <> :but
+    LIMIT 1000) line
+ORDER BY id;
+
 -- name: hand_over
 -- Why counted: whatever ended or woke, as many wait on as must; the oldest goes first. Asked under a lock of the key.
 WITH under_way AS (
@@ -127,9 +140,12 @@ WITH under_way AS (
     WHERE tenant_id = :tenant_id AND workflow_id = :workflow_id AND concurrency_key = :key AND finished_at IS NULL
       AND wait_reason IS DISTINCT FROM 'concurrency' AND id <> :ending
 ), line AS (
-    SELECT id, concurrency_limit, row_number() OVER (ORDER BY id) AS place FROM runs
-    WHERE tenant_id = :tenant_id AND workflow_id = :workflow_id AND concurrency_key = :key AND finished_at IS NULL
-      AND wait_reason = 'concurrency' AND id <> :ending
+    SELECT id, concurrency_limit, row_number() OVER (ORDER BY id) AS place FROM (
+        SELECT id, concurrency_limit FROM runs
+        WHERE tenant_id = :tenant_id AND workflow_id = :workflow_id AND concurrency_key = :key
+          AND wait_reason = 'concurrency' AND id <> :ending
+        ORDER BY id
+        LIMIT 1000) oldest
 )
 UPDATE runs r SET status = 'queued', wait_reason = NULL, wake_at = NULL
 FROM tenants t JOIN plans p ON p.name = t.plan

@@ -111,13 +111,19 @@ def test_what_a_worker_may_have_lost_is_found_by_primary_keys(database: Database
 def test_what_runs_do_to_each_other_is_found_by_indexes(filled: Database) -> None:
     with filled.tenant("t1") as session:
         signal = plan(session, "signal_run", tenant_id="t1", run_id="run_1")
+        places = plan(session, "places", tenant_id="t1", workflow_id="wf1", key="", but="run_1")
         place = plan(session, "hand_over", tenant_id="t1", workflow_id="wf1", key="", ending="run_1")
     assert "Index Scan using pk_runs on runs" in signal, signal
-    assert place.count("ix_runs_concurrency") == 2, place
+    for index in ("ix_runs_places", "ix_runs_line"):
+        assert index in place
+        assert index in places
+    assert "Seq Scan on runs" not in places
     for text in (signal, place):
         assert "Seq Scan on runs" not in text
     with filled.system() as session:
-        assert "ix_runs_waits_for_runs" in plan(session, "stranded_runs", after="", limit=500)
+        stranded = plan(session, "stranded_runs", after="", limit=500)
+    assert "ix_runs_waits_for_runs" in stranded
+    assert "ix_runs_places" in stranded
 
 
 def test_ticks_look_only_at_what_may_be_due(filled: Database) -> None:
