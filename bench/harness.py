@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.fairshare_app import READY
+from embedded.guard import GUARD
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,7 +60,8 @@ class Worker:
         command += ["-P", self.pool, "-c", str(self.concurrency), "-n", f"w{time.monotonic_ns()}@bench"]
         command += ["-Q", self.queues, "--without-gossip", "--without-mingle", "--without-heartbeat"]
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, process_group=0)
+        GUARD.watch(self.process.pid, signal.SIGKILL)
         return self
 
     def ready(self) -> Worker:
@@ -87,7 +89,7 @@ class Worker:
         assert self.process is not None
         self.process.kill()
         killed_at = time.time()
-        self.process.wait()
+        self._ended()
         return killed_at
 
     def ask_to_stop(self) -> None:
@@ -105,7 +107,12 @@ class Worker:
                 self.process.wait(15)
         if self.process.poll() is None:
             self.process.kill()
+        self._ended()
+
+    def _ended(self) -> None:
+        assert self.process is not None
         self.process.wait()
+        GUARD.release(self.process.pid)
 
 
 @dataclass
