@@ -83,7 +83,7 @@ def _start_on_failure(session: TenantSession, run: RunInHand, tools: Tools, work
         workflow_id=workflow_id,
         trigger=ON_FAILURE,
         input={"input": {**relatives.failed_run(session, run.run_id), "status": "failed", "error": error}},
-        idempotency_key=f"{run.run_id}:{ON_FAILURE}",
+        idempotency_key=f"{ON_FAILURE}:{run.run_id}",  # the other way round it could be that of a step's child
         depth=run.depth + 1,
     )
     try:

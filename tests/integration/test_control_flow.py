@@ -155,6 +155,17 @@ class TestOnFailure:
         assert parts.executor.run("acme", run_id) is RunState.FAILED
         assert parts.run_row(run_id)["error"]["code"] == "refused"
 
+    def test_a_step_of_its_name_that_has_a_child_does_not_stand_for_it(
+        self, parts: Parts, script: SimpleNamespace
+    ) -> None:
+        script.body = fail
+        parts.workflow(call(), workflow_id="wf_child")
+        parts.workflow(echo(), workflow_id="wf_tell")
+        parts.start(parts.workflow({**PARENT, "id": "on_failure"}, on_failure={"workflow": "wf_tell"}))
+        while parts.publisher.messages:
+            parts.sweep_and_run()
+        assert parts.rows("SELECT trigger FROM runs WHERE workflow_id = 'wf_tell'") == [{"trigger": "on_failure"}]
+
     def test_a_run_that_succeeds_or_is_cancelled_starts_none(self, parts: Parts) -> None:
         parts.workflow(echo(), workflow_id="wf_tell")
         workflow = parts.workflow(echo(), on_failure={"workflow": "wf_tell"})
