@@ -141,6 +141,14 @@ def test_what_looks_like_a_credential_is_masked_and_nothing_else(
     assert lines(stream)[0]["event"].replace("[redacted]", "**") == (kept or text).replace("[redacted]", "**")
 
 
+def test_a_long_line_of_a_stranger_costs_little(configured: Callable[..., io.StringIO]) -> None:
+    """A megabyte like this took an older expression six minutes, and the whole process with it."""
+    stream = configured()
+    line = "-eyJ" * 250_000
+    structlog.get_logger("x").info(line)
+    assert lines(stream)[0]["event"] == line
+
+
 def test_urls_that_actions_call_are_not_logged_even_at_debug(configured: Callable[..., io.StringIO]) -> None:
     stream = configured(level=logging.DEBUG)
     logging.getLogger("httpx").info("HTTP Request: GET https://api.example.com/?appid=hidden")
