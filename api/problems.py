@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
@@ -23,6 +23,8 @@ from engine.errors import FairlaneError, Fault, InvalidInput, QuotaExceeded, Una
 from engine.templates import pointer
 
 MEDIA_TYPE = "application/problem+json"
+MOST_FAULTS = 100
+"""That are told at once: a body can have a hundred thousand, and nobody mends them by reading."""
 UNAVAILABLE_RETRY = timedelta(seconds=2)
 
 log = structlog.get_logger(__name__)
@@ -79,9 +81,11 @@ async def _ours(request: Request, error: Exception) -> Problem:
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         log.info("request_denied", code=error.error_code, method=request.method, path=request.url.path, ip=_ip(request))
     more: dict[str, Any] = {key: value for key, value in error.extra.items() if key != "retry_after"}
+    detail = error.detail
     if isinstance(error, InvalidInput):
         more["errors"] = _errors(error.faults)
-    return _problem(request, status, error.error_code, error.detail, headers=_headers(error, status), more=more)
+        detail = detail if len(error.faults) <= MOST_FAULTS else _sentence(error.faults, len(error.faults))
+    return _problem(request, status, error.error_code, detail, headers=_headers(error, status), more=more)
 
 
 def _ip(request: Request) -> str | None:
@@ -99,9 +103,16 @@ def _headers(error: FairlaneError, status: int) -> dict[str, str]:
 
 async def _validation(request: Request, error: Exception) -> Problem:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
-    faults = [_fault(item) for item in error.errors()]
-    detail = "; ".join(map(str, faults))
+    items = error.errors()
+    faults = [_fault(item) for item in items[:MOST_FAULTS]]
+    detail = _sentence(faults, len(items))
     return _problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_input", detail, more={"errors": _errors(faults)})
+
+
+def _sentence(faults: Sequence[Fault], count: int) -> str:
+    """The first faults of `count`, as one text."""
+    told = "; ".join(map(str, faults[:MOST_FAULTS]))
+    return told if count <= MOST_FAULTS else f"{told}; and {count - MOST_FAULTS:,} more"
 
 
 def _fault(item: Mapping[str, Any]) -> Fault:
@@ -160,5 +171,5 @@ def _problem(
     return Problem(int(status), code, detail, headers=headers, **{**(more or {}), "request_id": request_id})
 
 
-def _errors(faults: Iterable[Fault]) -> Sequence[Mapping[str, str]]:
-    return [{"pointer": fault.pointer, "detail": fault.message} for fault in faults]
+def _errors(faults: Sequence[Fault]) -> Sequence[Mapping[str, str]]:
+    return [{"pointer": fault.pointer, "detail": fault.message} for fault in faults[:MOST_FAULTS]]

@@ -14,6 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from api import edge
+from api.problems import MOST_FAULTS
 from api.routes.auth import MOST_REGISTRATIONS, MOST_SWITCHES
 from api.routes.members import MOST_ATTEMPTS, MOST_INVITES
 from api.throttle import Throttle
@@ -78,6 +79,23 @@ def test_a_body_that_does_not_come_is_not_waited_for(api: Api, monkeypatch: pyte
         status, *rest = answer.read().decode().split("\r\n")  # to the end: the connection is closed
     assert status.startswith("HTTP/1.1 408")
     assert json.loads(rest[-1])["code"] == "request_timeout"
+
+
+def test_who_is_not_known_yet_cannot_send_much(api: Api) -> None:
+    body = {"email": "ada@example.com", "password": "x" * edge.OPEN_BODY_LIMIT}
+    answer = api.client().post("/api/auth/login", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+
+
+def test_of_very_many_faults_the_first_are_told_and_the_rest_are_counted(api: Api) -> None:
+    owner = api.person()
+    many = {f"k{number}": 0 for number in range(MOST_FAULTS + 20)}
+    step = {"id": "one", "action": "http.request", "with": {"url": "https://x.example", **many}}
+    document = {"name": "W", "trigger": {"type": "manual"}, "steps": [step]}
+    for path, body in (("/api/tenants", {"name": "T", **many}), ("/api/workflows", {"definition": document})):
+        problem = owner.http.post(path, json=body).json()
+        assert (problem["code"], len(problem["errors"])) == ("invalid_input", MOST_FAULTS)
+        assert problem["detail"].endswith("; and 20 more")
 
 
 def test_a_request_id_is_in_the_answer_in_the_problem_and_in_the_log(api: Api) -> None:
