@@ -89,7 +89,8 @@ class Side:
         wire, keys = Wire(self.client.connection_pool), Keys.of("runs")
         for start in range(0, tenants, 64):
             names = [f"tenant_{i:05d}" for i in range(start, min(start + 64, tenants))]
-            wire.call(operation("publish", keys, "", *(Envelope(n, n, "f", 0, n, "", "").posted() for n in names)))
+            posted = (Envelope(name, name, "f", 0, name, "", "").posted() for name in names)
+            wire.call(operation("publish", keys, "", *posted))
         while claimed := wire.call(operation("claim", keys, "", 30, "t", 64))[0][3:]:
             wire.call(operation("ack", keys, "", *(part for id_ in claimed[::3] for part in (id_, "t", 0.001))))
 

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 PRIORITY = 2**45
+APART = 1e-5
 FIRST = 2.0**33
 SMOOTHING = 0.2
 FIRST_ESTIMATE = 1.0
@@ -36,7 +37,6 @@ class Lane:
     floor: float = 0.0
     flow_time: float = 0.0
     tat: float = 0.0
-    seq: float = 0.0
     flows: dict[str, Flow] = field(default_factory=dict)
     order: dict[str, float] = field(default_factory=dict)  # the turn of each flow; below 0 = the first one
     waiting: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -96,6 +96,8 @@ class Model:
         self.estimate = FIRST_ESTIMATE
         self.attended: float | None = None
         self.grace = 0.0
+        self.seq = 0.0
+        self.inbox: list[tuple[str, str, str, int, str, bool]] = []
         self.published = 0
         self.repeated = 0
         self.lanes: dict[str, Lane] = {}
@@ -108,19 +110,28 @@ class Model:
 
     # -- operations ----------------------------------------------------------------------------------------------
 
-    def publish(self, id_: str, tenant: str, flow: str, priority: int, nonce: str, *, again: bool, now: float) -> None:
-        self._touch(now)
+    def publish(self, id_: str, tenant: str, flow: str, priority: int, nonce: str, *, again: bool) -> None:
+        self.inbox.append((id_, tenant, flow, priority, nonce, again))
+
+    def open(self, now: float) -> None:
+        """What every operation begins with: the messages in the inbox are filed, in their order."""
+        if self.attended is None:
+            self.attended = now
+        for number, (id_, tenant, flow, priority, nonce, again) in enumerate(self.inbox, start=1):
+            self._file(id_, tenant, flow, priority, nonce, again=again, at=now + number * APART)
+        self.inbox.clear()
+
+    def _file(self, id_: str, tenant: str, flow: str, priority: int, nonce: str, *, again: bool, at: float) -> None:
         if id_ in self.entries or (again and nonce in self.settled):
             self.repeated += 1
             return
         self.published += 1
         lane = self.lanes.setdefault(tenant, Lane())
-        entry = Entry(tenant, flow, self._next_score(lane, priority, now), nonce)
-        self._enqueue(lane, id_, entry, now)
-        self._place(tenant, now)
+        self._enqueue(lane, id_, Entry(tenant, flow, self._next_score(priority, at), nonce), at)
+        self._place(tenant, at)
 
     def claim(self, wanted: int, token: str, lease: float, now: float) -> list[tuple[str, int]]:
-        self._touch(now)
+        self.open(now)
         self._promote(now)
         claimed: list[tuple[str, int]] = []
         while len(claimed) < wanted and self.ready:
@@ -148,7 +159,7 @@ class Model:
         return claimed
 
     def ack(self, id_: str, token: str, seconds: float, now: float) -> int:
-        self._touch(now)
+        self.open(now)
         lease = self._end(id_, token)
         if lease is None:
             return 0
@@ -164,7 +175,7 @@ class Model:
         return 1
 
     def requeue(self, id_: str, token: str, seconds: float, *, behind: bool, now: float) -> int:
-        self._touch(now)
+        self.open(now)
         lease = self._end(id_, token)
         if lease is None:
             return 0
@@ -172,7 +183,8 @@ class Model:
         return 1
 
     def renew(self, id_: str, token: str, lease: float, now: float) -> bool:
-        self._touch(now)
+        if self.attended is None:
+            self.attended = now
         held = self.leases.get(id_)
         if held is None or held.token != token:
             return False
@@ -180,7 +192,7 @@ class Model:
         return True
 
     def register(self, id_: str, tenant: str, flow: str, *, token: str, nonce: str, lease: float, now: float) -> int:
-        self._touch(now)
+        self.open(now)
         if id_ in self.leases:
             return int(self.leases[id_].token == token)
         lane = self.lanes.setdefault(tenant, Lane())
@@ -188,7 +200,7 @@ class Model:
         if entry is not None:
             self._leave(lane, entry.flow, id_)
         else:
-            entry = self.entries[id_] = Entry(tenant, flow, self._next_score(lane, 0, now), nonce)
+            entry = self.entries[id_] = Entry(tenant, flow, self._next_score(0, now), nonce)
         at = self._flow(lane, entry.flow)
         charge = at.estimate / lane.weight
         self.leases[id_] = Lease(token, tenant, entry.flow, charge, at.estimate, entry.nonce, now + lease)
@@ -200,7 +212,7 @@ class Model:
         return 1
 
     def reap(self, lease: float, grace: float, now: float) -> int:
-        self._touch(now)
+        self.open(now)
         if now - (self.attended or 0.0) > lease / 2:
             self.grace = now + grace
         self.attended = now
@@ -213,40 +225,41 @@ class Model:
         return len(expired)
 
     def set_aside(self, id_: str, token: str, now: float) -> int:
+        self.open(now)
         lease = self._end(id_, token)
         if lease is None:
             return 0
-        self._touch(now)
         self.aside[id_] = self.entries.pop(id_)
         self.lanes[lease.tenant].in_flight -= 1
         self._place(lease.tenant, now)
         return 1
 
     def revive(self, id_: str, now: float) -> int:
-        self._touch(now)
+        self.open(now)
         entry = self.aside.pop(id_, None)
         if entry is None:
             return 0
         if id_ not in self.entries:
             lane = self.lanes[entry.tenant]
-            entry.score = self._next_score(lane, int(entry.score // PRIORITY), now)
+            entry.score = self._next_score(int(entry.score // PRIORITY), now)
             entry.deliveries += 1
             self._enqueue(lane, id_, entry, now)
             self._place(entry.tenant, now)
         return 1
 
     def cancel(self, id_: str, now: float) -> int:
+        self.open(now)
         if id_ in self.leases:
             return -1
         entry = self.entries.pop(id_, None)
         if entry is None:
             return 0
-        self._touch(now)
         self._leave(self.lanes[entry.tenant], entry.flow, id_)
         self._place(entry.tenant, now)
         return 1
 
     def drain(self, tenant: str, now: float) -> int:
+        self.open(now)
         lane = self.lanes.get(tenant)
         ids = [id_ for waiting in lane.waiting.values() for id_ in waiting] if lane else []
         for id_ in ids:
@@ -256,7 +269,7 @@ class Model:
     def configure(
         self, tenant: str, *, version: float, weight: float, cap: int, rate: float, burst: float, now: float
     ) -> int:
-        self._touch(now)
+        self.open(now)
         known = self.lanes.get(tenant)
         if known and known.version is not None and known.version >= version:
             return 0
@@ -267,7 +280,7 @@ class Model:
         return 1
 
     def pause(self, tenant: str, *, paused: bool, now: float) -> int:
-        self._touch(now)
+        self.open(now)
         if self.lanes.get(tenant, Lane()).paused == paused:
             return 0
         self.lanes.setdefault(tenant, Lane()).paused = paused
@@ -276,16 +289,12 @@ class Model:
 
     # -- rules ---------------------------------------------------------------------------------------------------
 
-    def _touch(self, now: float) -> None:
-        if self.attended is None:
-            self.attended = now
-
     def _flow(self, lane: Lane, name: str) -> Flow:
         return lane.flows.get(name) or Flow(estimate=self.estimate)
 
-    def _next_score(self, lane: Lane, priority: int, now: float) -> float:
-        lane.seq = max(lane.seq + 1, math.floor(now * 10000))
-        return priority * PRIORITY + lane.seq
+    def _next_score(self, priority: int, now: float) -> float:
+        self.seq = max(self.seq + 1, math.floor(now * 10000))
+        return priority * PRIORITY + self.seq
 
     def _enqueue(self, lane: Lane, id_: str, entry: Entry, now: float) -> None:
         self.entries[id_] = entry
@@ -354,7 +363,7 @@ class Model:
         if seconds is not None:
             self._settle(lane, lease, seconds)
         if behind:
-            entry.score = self._next_score(lane, int(entry.score // PRIORITY), now)
+            entry.score = self._next_score(int(entry.score // PRIORITY), now)
         entry.deliveries += int(delivered)
         self._enqueue(lane, id_, entry, now)
         self._place(lease.tenant, now)

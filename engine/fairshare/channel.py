@@ -14,6 +14,7 @@ import logging
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from queue import Empty
 from time import monotonic
 from typing import Any
@@ -28,13 +29,11 @@ from engine.fairshare import keeper
 from engine.fairshare.address import NEXT_AT_ONCE, master
 from engine.fairshare.delivery import FairMessage, FairQoS
 from engine.fairshare.envelope import Raw, seal, unseal
-from engine.fairshare.hands import Claim, Hands, Held, publishing
+from engine.fairshare.hands import TICKET, Claim, Hands, Held, publish
 from engine.fairshare.lanes import Lanes
 from engine.fairshare.scripts import Keys, Wire, loading, operation
 
 logger = logging.getLogger("fairlane.fairshare")
-
-TICKET = b"0"
 
 
 class Channel(redis.Channel):
@@ -122,11 +121,11 @@ class Channel(redis.Channel):
         if batch is not None:
             self._load_scripts()
             # A client with a key prefix adds it to the first key of an EVALSHA.
-            keys = Keys(queue, self.keys(queue).stem) if self.global_keyprefix else self.keys(queue)
-            batch.add("execute_command", *publishing(keys, envelope, again=again))
+            keys = replace(self.keys(queue), tickets=queue)
+            batch.add("execute_command", *operation("publish", keys, "", envelope.posted(again=again)))
             return
         try:
-            self.wire.call(publishing(self.keys(queue), envelope, again=again))
+            publish(self.wire, self.keys(queue), envelope, again=again)
         except RedisTimeoutError as error:
             raise OperationalError(f"Redis did not answer a publish within {self.socket_timeout} s") from error
 
@@ -248,7 +247,7 @@ class Channel(redis.Channel):
             reason = f"not a message: {error!r}"[:500]
             self.wire.call(operation("set_aside", self.keys(queue), "", str(uuid.uuid4()), "", reason, item))
         else:
-            self.wire.call(publishing(self.keys(queue), envelope, again=False))
+            publish(self.wire, self.keys(queue), envelope)
 
     def settle(self, delivery_tag: str) -> None:
         """The ack of a fair message. The event loop sends it in a moment; without one it is sent here."""
@@ -309,8 +308,8 @@ class Channel(redis.Channel):
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
         if queue not in self._fair:
             return bool(super()._has_queue(queue, **kwargs))
-        stem = self.keys(queue).stem
-        return bool(self.wire.call(("EXISTS", f"{stem}messages", f"{stem}inbox"))[0])
+        keys = self.keys(queue)
+        return bool(self.wire.call(("EXISTS", f"{keys.stem}messages", keys.inbox))[0])
 
     def _purge(self, queue: str) -> int:
         if queue not in self._fair:

@@ -37,7 +37,7 @@ _encode = json.JSONEncoder(separators=(",", ":"), default=JSONEncoder().default)
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One message, ready for ``publish.lua`` and ``register.lua``."""
+    """One message on its way into its lane."""
 
     id: str
     tenant: str
@@ -47,14 +47,14 @@ class Envelope:
     lane: str
     payload: str
 
-    def posted(self, *, again: bool = False) -> str:
-        """As ``publish.lua`` takes it."""
-        head = f"1\x1f{'1' if again else ''}\x1f{self.id}\x1f{self.tenant}\x1f{self.flow}\x1f{self.priority}"
-        return f"{head}\x1f{self.nonce}\x1f{self.lane}\n{self.payload}"
+    @property
+    def entry(self) -> str:
+        """As it is stored (``library.lua``)."""
+        return f"1\x1f{self.tenant}\x1f{self.flow}\x1f{self.priority}\x1f0\x1f{self.nonce}\n{self.payload}"
 
-    def fields(self) -> tuple[str | int, ...]:
-        """As ``register.lua`` takes them, behind the id and the token."""
-        return (self.tenant, self.flow, self.priority, self.nonce, self.lane, self.payload)
+    def posted(self, *, again: bool = False) -> str:
+        """As it is put into the inbox."""
+        return f"1\x1f{self.id}\x1f{'1' if again else ''}\x1f{self.lane}\n{self.entry}"
 
 
 def name(value: object) -> str:

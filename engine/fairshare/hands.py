@@ -31,12 +31,17 @@ from redis import ConnectionPool
 from redis.exceptions import RedisError
 
 from engine.fairshare.envelope import Envelope, seal, unseal
-from engine.fairshare.scripts import Command, Keys, Wire, operation
+from engine.fairshare.scripts import Keys, Wire, operation
 
 logger = logging.getLogger("fairlane.fairshare")
 
 MAX_BATCH = 64
 """Messages of one claim, and of one batch of acks; the scripts take no more at once."""
+
+INBOX = 32
+"""Messages in the inbox from which on a publisher has them filed."""
+
+TICKET = b"0"
 
 SIGN_OF_LIFE = 10.0
 """Seconds between two renewals at most, whatever the lease: `Lanes.workers` counts on a third of its own patience."""
@@ -307,7 +312,7 @@ class Hands:
         if not sealed:
             return 0
         logger.warning("%s: Redis lost its data; registering %d messages in hand again", keys.tickets, len(sealed))
-        args = [part for held, envelope in sealed for part in (held.id, held.token, *envelope.fields())]
+        args = [part for held, envelope in sealed for part in (held.id, held.token, envelope.lane, envelope.entry)]
         replies = self._tending.call(operation("register", keys, "", self.lease, *args))[0]
         for (held, _), mine in zip(sealed, replies, strict=True):
             held.born, held.lost = born, not mine
@@ -390,6 +395,12 @@ def _sealed(held: Held) -> Envelope | None:
         return None
 
 
-def publishing(keys: Keys, envelope: Envelope, *, again: bool) -> Command:
-    """The command that publishes one message."""
-    return operation("publish", keys, "", envelope.posted(again=again))
+def publish(wire: Wire, keys: Keys, envelope: Envelope, *, again: bool = False) -> None:
+    """Posts one message, in two plain writes: Redis spends a third of the time that a script takes.
+
+    Raises what a broken connection raises; the message may be posted then, and to post it again is harmless.
+    """
+    posted, _ = wire.call(("RPUSH", keys.inbox, envelope.posted(again=again)), ("LPUSH", keys.tickets, TICKET))
+    if posted >= INBOX:
+        with suppress(RedisError, OSError):  # the message is safe, and the next operation files it
+            wire.call(operation("file", keys, ""))

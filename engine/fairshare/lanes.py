@@ -353,7 +353,7 @@ class Lanes:
         return int(seconds) + int(micros) / 1e6
 
 
-_NOT_COUNTERS = frozenset(("time", "estimate", "recent", "recent_at", "born", "epoch", "attended", "grace"))
+_NOT_COUNTERS = frozenset(("time", "estimate", "seq", "recent", "recent_at", "born", "epoch", "attended", "grace"))
 
 
 def _lane(tenant: str, reply: Iterable[bytes] | None) -> Lane | None:

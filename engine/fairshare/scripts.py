@@ -34,15 +34,17 @@ STALE_AFTER = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys of one queue: the list of tickets, and the stem of all others (same hash slot)."""
+    """The keys of one queue: the list of tickets, the stem of all others (same hash slot), and the inbox among them."""
 
     tickets: str
     stem: str
+    inbox: str
 
     @staticmethod
     @functools.cache
     def of(queue: str, prefix: str = "") -> Keys:
-        return Keys(f"{prefix}{queue}", f"{{{prefix}{queue}}}:")
+        stem = f"{{{prefix}{queue}}}:"
+        return Keys(f"{prefix}{queue}", stem, f"{stem}inbox")
 
 
 @dataclass(frozen=True, slots=True)

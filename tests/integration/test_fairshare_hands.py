@@ -15,7 +15,8 @@ from bench.harness import Proxy
 from embedded.redis import RedisServer
 from engine.fairshare import Lanes
 from engine.fairshare.envelope import Envelope
-from engine.fairshare.hands import Hands, Held
+from engine.fairshare.hands import INBOX, Hands, Held
+from engine.fairshare.hands import publish as post
 from engine.fairshare.scripts import Command, Keys, Wire, operation, scripts
 from tests.fairshare_waiting import until
 
@@ -189,14 +190,13 @@ def test_work_on_a_retried_task_is_charged_from_its_start(pool: redis.Connection
 def test_a_forked_child_uses_a_connection_and_a_lock_of_its_own(redis_url: str, lanes: Lanes) -> None:
     pool = redis.ConnectionPool.from_url(redis_url)
     wire = Wire(pool, keep=True)
-    command = operation("publish", KEYS, "", Envelope("parent", "t", "f", 0, "p", "", "{}").posted())
-    wire.call(command)
+    post(wire, KEYS, Envelope("parent", "t", "f", 0, "p", "", "{}"))
     with wire._lock:  # as another thread would hold it at that moment
         child = os.fork()
         if child == 0:
             status = 1
             try:
-                wire.call(operation("publish", KEYS, "", Envelope("child", "t", "f", 0, "c", "", "{}").posted()))
+                post(wire, KEYS, Envelope("child", "t", "f", 0, "c", "", "{}"))
                 status = 0
             finally:
                 os._exit(status)
@@ -244,11 +244,24 @@ def test_the_keeper_puts_back_a_lost_ticket_and_frees_what_a_dead_worker_held(
 def test_what_is_no_message_does_not_keep_the_others_from_being_registered(
     hands: Hands, lanes: Lanes, pool: redis.ConnectionPool, redis_url: str
 ) -> None:
-    posted = [Envelope(i, "t", "f", 0, i, "", text).posted() for i, text in (("bad", "no json"), ("good", MESSAGE))]
-    Wire(pool).call(operation("publish", KEYS, "", *posted))
+    for id_, text in (("bad", "no json"), ("good", MESSAGE)):
+        post(Wire(pool), KEYS, Envelope(id_, "t", "f", 0, id_, "", text))
     _, bodies = take(hands, 2)
     with redis.Redis.from_url(redis_url) as client:
         client.flushall()
     assert hands._renew() == (0, 1, 1)
     assert lanes.holds(["bad", "good"]) == {"good"}
     assert len(bodies) == 2
+
+
+def test_publishing_alone_leaves_no_more_in_the_inbox_and_the_list_than_a_look_can_file(
+    lanes: Lanes, pool: redis.ConnectionPool, redis_url: str
+) -> None:
+    wire = Wire(pool)
+    with redis.Redis.from_url(redis_url) as client:
+        for number in range(500):
+            post(wire, KEYS, Envelope(f"m{number}", f"t{number % 7}", "f", 0, f"n{number}", "", "{}"))
+            assert client.llen("{runs}:inbox") < INBOX
+            assert client.llen("runs") <= 128 + INBOX
+    assert lanes.total().backlog == 500
+    assert lanes.check() == []

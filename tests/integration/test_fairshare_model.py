@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 
 from embedded.redis import RedisServer
 from engine.fairshare.envelope import Envelope
+from engine.fairshare.hands import INBOX
 from engine.fairshare.lanes import Lanes
 from engine.fairshare.scripts import Keys, Wire, operation
 from tests.fairshare_model import Model
@@ -65,17 +66,21 @@ class Queue(RuleBasedStateMachine):
             nonce = self.unique()
             self.nonces.append(nonce)
             posted.append(Envelope(id_, tenant, flow, priority, nonce, "", f"payload of {id_}").posted())
-            self.model.publish(id_, tenant, flow, priority, nonce, again=False, now=self.now)
-        self.run("publish", *posted)
+            self.model.publish(id_, tenant, flow, priority, nonce, again=False)
+        left = self.run("publish", *posted)
         if look:
             self.run("file")
+        if look or len(self.model.inbox) >= INBOX:
+            self.model.open(self.now)
+            self.unfiled = False
+        assert look or left == len(self.model.inbox)
 
     @precondition(lambda self: bool(self.nonces))
     @rule(id_=ids, tenant=tenants, data=st.data())
     def publish_again_after_a_lost_reply(self, id_: str, tenant: str, data: st.DataObject) -> None:
         nonce = data.draw(st.sampled_from(self.nonces))
         self.run("publish", Envelope(id_, tenant, "f", 0, nonce, "", "again").posted(again=True))
-        self.model.publish(id_, tenant, "f", 0, nonce, again=True, now=self.now)
+        self.model.publish(id_, tenant, "f", 0, nonce, again=True)
 
     @rule(wanted=st.integers(1, 5), with_ticket=st.booleans())
     def claim(self, wanted: int, with_ticket: bool) -> None:
@@ -125,6 +130,7 @@ class Queue(RuleBasedStateMachine):
         mine = [id_ for id_, lease in self.model.leases.items() if lease.token == token]
         listed = names(self.client.hkeys("{q}:leased"))
         assert self.run("recall", token) == len(mine)
+        self.model.open(self.now)
         for id_ in (id_ for id_ in listed if id_ in mine):
             self.model.requeue(id_, token, 0.0, behind=False, now=self.now)
 
@@ -184,8 +190,9 @@ class Queue(RuleBasedStateMachine):
             tenant, flow, nonce = self.handed[id_, token]
             if published_again:
                 self.run("publish", Envelope(id_, tenant, flow, 0, nonce, "", "again").posted())
-                self.model.publish(id_, tenant, flow, 0, nonce, again=False, now=self.now)
-            reply = self.run("register", LEASE, id_, token, tenant, flow, 0, nonce, "", "from the hands")
+                self.model.publish(id_, tenant, flow, 0, nonce, again=False)
+            entry = Envelope(id_, tenant, flow, 0, nonce, "", "from the hands").entry
+            reply = self.run("register", LEASE, id_, token, "", entry)
             assert reply == [
                 self.model.register(id_, tenant, flow, token=token, nonce=nonce, lease=LEASE, now=self.now)
             ]
@@ -210,7 +217,8 @@ class Queue(RuleBasedStateMachine):
 
     @invariant()
     def i1_to_i3_hold(self) -> None:
-        assert self.lanes.check() == []
+        if not self.unfiled:  # a check files as of now, and this is not the virtual now
+            assert self.lanes.check() == []
 
     @invariant()
     def i4_ready_work_has_a_ticket(self) -> None:

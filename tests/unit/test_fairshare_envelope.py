@@ -43,8 +43,11 @@ def test_without_any_id_a_publish_that_is_tried_again_is_still_one_message() -> 
 
 def test_no_field_of_what_is_posted_can_pass_for_another() -> None:
     sealed, _ = seal(raw(id="a\x1fb", tenant_id="c\nd", flow="e\x1ff"), 3)
-    head, _, payload = sealed.posted(again=True).partition("\n")
-    assert head.split("\x1f") == ["1", "1", "a?b", "c?d", "e?f", "3", sealed.nonce, ""]
+    head, _, entry = sealed.posted(again=True).partition("\n")
+    assert head.split("\x1f") == ["1", "a?b", "1", ""]
+    assert entry == sealed.entry
+    first, _, payload = entry.partition("\n")
+    assert first.split("\x1f") == ["1", "c?d", "e?f", "3", "0", sealed.nonce]
     assert payload == sealed.payload
 
 
@@ -96,7 +99,7 @@ def test_a_lane_header_becomes_words_and_says_what_is_wrong() -> None:
 
 
 def test_all_keys_of_a_queue_share_one_hash_tag() -> None:
-    assert Keys.of("runs", "fl:") == Keys("fl:runs", "{fl:runs}:")
+    assert Keys.of("runs", "fl:") == Keys("fl:runs", "{fl:runs}:", "{fl:runs}:inbox")
 
 
 def test_every_operation_says_what_it_does_and_what_it_returns() -> None:

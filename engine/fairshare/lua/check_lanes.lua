@@ -10,7 +10,7 @@
 -- Returns {last tenant of this page or '' after the last one, then for each fault: invariant, tenant, what is wrong}.
 local now, repair, cursor, limit, max_flows =
   clock(ARGV[1]), ARGV[2] == '1', ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local queue = repair and open(now)  -- a look changes nothing
+local queue = open(now)
 local page = redis.call('ZRANGEBYLEX', lanes, cursor == '' and '-' or '(' .. cursor, '+', 'LIMIT', 0, limit)
 local result = {#page == limit and page[#page] or ''}
 
@@ -73,7 +73,7 @@ for _, tenant in ipairs(page) do
       place(lane, now, queue)
     end
     local idle = lane.backlog + lane.in_flight == 0 and not lane.paused and not lane.version
-    if idle and lane.tag <= queue.time and now - lane.recent_at > IDLE and now - lane.seq / 10000 > IDLE then
+    if idle and lane.tag <= queue.time and now - lane.recent_at > IDLE then
       redis.call('DEL', stem .. 'lane:' .. tenant, stem .. 'flows:' .. tenant)
       redis.call('ZREM', lanes, tenant)
     end

@@ -6,7 +6,7 @@
 --       [4] messages of a page, about
 -- Returns {next cursor, '0' after the last page; then for each fault: 'I1', tenant, what is wrong}.
 local now, repair = clock(ARGV[1]), ARGV[2] == '1'
-local queue = repair and open(now)  -- a look changes nothing
+local queue = open(now)
 local scanned = redis.call('HSCAN', messages, ARGV[3], 'COUNT', ARGV[4])
 local result = {scanned[1]}
 
@@ -23,7 +23,8 @@ local function mend(id, entry, in_hand)
     dequeue(lane, entry.flow, id)
   else
     if not lane.known then redis.call('ZADD', lanes, 0, lane.tenant) end
-    enqueue(lane, entry.flow, id, entry.score, queue, now)
+    enqueue(lane, entry.flow, id, next_score(queue, entry.priority, now), queue, now)
+    save_seq(queue)
   end
   save_lane(lane, 'backlog')
   ring(math.min(place(lane, now, queue), 1))

@@ -17,7 +17,8 @@ local time_before = queue.time
 local result, claimed, looked = {queue.born, '', 0}, 0, 0
 promote(now, queue, 64)
 
--- Takes the next message of the lane's next flow; nil when its order names a flow or message that is gone.
+-- Leases the next message of the lane's next flow. Returns its charge, its id, the deliveries before and the payload; nil
+-- when the order names a flow or message that is gone.
 local function take(lane)
   local order = stem .. 'order:' .. lane.tenant
   local head = redis.call('ZRANGE', order, 0, 0)
@@ -26,9 +27,8 @@ local function take(lane)
     return nil
   end
   local key = flow_key(lane.tenant, head[1])
-  local popped = redis.call('ZPOPMIN', key)
+  local id, score = unpack(redis.call('ZPOPMIN', key))
   local more = redis.call('EXISTS', key) == 1
-  local id = popped[1]
   local text = id and redis.call('HGET', messages, id)
   local entry = text and parse_entry(text)
   if id then lane.backlog = math.max(lane.backlog - 1, 0) end
@@ -45,7 +45,8 @@ local function take(lane)
   flow.tag = flow.tag + flow.estimate
   save_flow(lane.tenant, flow)
   if more then redis.call('ZADD', order, flow.tag, flow.name) else redis.call('ZREM', order, flow.name) end
-  return id, flow, entry
+  local charge = grant_lease(id, token, lane, flow, entry.nonce, score, now, seconds)
+  return charge, id, entry.deliveries, text:sub(entry.start)
 end
 
 while claimed < wanted and looked < 2 * wanted do
@@ -53,16 +54,16 @@ while claimed < wanted and looked < 2 * wanted do
   local tenant = redis.call('ZRANGE', ready, 0, 0)[1]
   if not tenant then break end
   local lane = load_lane(tenant)
-  local id, flow, entry = take(lane)
-  if id then
+  local charge, id, deliveries, payload = take(lane)
+  if charge then
     queue.time = math.max(queue.time, lane.tag)
-    lane.tag = lane.tag + grant_lease(id, token, lane, flow, entry, now, seconds)
+    lane.tag = lane.tag + charge
     lane.in_flight = lane.in_flight + 1
     if lane.rate > 0 then lane.tat = math.max(lane.tat, now) + 1 / lane.rate end
     claimed = claimed + 1
     result[#result + 1] = id
-    result[#result + 1] = entry.deliveries
-    result[#result + 1] = entry.payload
+    result[#result + 1] = deliveries
+    result[#result + 1] = payload
   end
   save_lane(lane, 'in_flight', 'backlog', 'tag', 'flow_time', 'tat')
   place(lane, now, queue, true)
@@ -75,9 +76,6 @@ if redis.call('ZCARD', ready) > 0 then
   result[3] = 1
   if redis.call('LLEN', tickets) == 0 then ring(1) end
 else
-  -- What is left in the list would wake workers for nothing. A real message, pushed by a stock client, stays.
-  for _, item in ipairs(redis.call('RPOP', tickets, MAX_TICKETS) or {}) do
-    if item ~= TICKET then redis.call('RPUSH', tickets, item) end
-  end
+  drop_tickets(2 * MAX_TICKETS)  -- they would wake workers for nothing
 end
 return result

@@ -11,33 +11,33 @@
 --                  which lane an operation touches is known only inside it, so they cannot be listed one by one.
 --
 -- Keys below the stem:
---   inbox          list    what was published since the last operation, at most INBOX of them and oldest first: when, "1",
---                          again, id, tenant, flow, priority, nonce, lane, joined by \31, then \n, then the payload.
---                          Every operation that looks at lanes or messages files them first (`open`), so that nobody
---                          ever sees them here: to publish is cheap, and filing many at once is cheaper than one by one
+--   inbox          list    what was published since the last operation, oldest first: "1", id, again, lane, joined by
+--                          \31, then \n, then the entry. Every operation files them first (`open`), so that nobody ever
+--                          sees them here: a publish is two plain writes, and filing many at once is cheaper than one
+--                          by one. A publisher that makes it INBOX of them has them filed
 --   messages       hash    id -> entry, from publish until ack. An entry is one line of fields and the payload:
---                          "1", tenant, flow, score, deliveries, nonce, joined by \31, then \n, then the payload
+--                          "1", tenant, flow, priority, deliveries, nonce, joined by \31, then \n, then the payload
 --   flow:<t>\31<f> zset    id -> score, the waiting messages of one flow. The score is priority * 2^45 + place, the
---                          place a hybrid clock (tenths of a millisecond, strictly rising in a lane), so a message
+--                          place a hybrid clock (tenths of a millisecond, strictly rising), so a message
 --                          keeps its place when it is taken back, and tells its age
 --   order:<t>      zset    flow -> its turn: exactly the flows of the tenant with waiting messages
 --   flows:<t>      hash    flow -> "<start tag> <floor> <estimate in seconds>"
 --   lane:<t>       hash    weight, cap (0 = none), rate (runs per second, 0 = none), burst, paused, version (of this
 --                          configuration); in_flight, backlog; tag, floor, flow_time (virtual seconds); tat (GCRA's
---                          theoretical arrival time); seq (the last place given); recent, recent_at (worker-seconds
---                          served, decaying with the time constant RECENT)
+--                          theoretical arrival time); recent, recent_at (worker-seconds served, decaying with the
+--                          time constant RECENT)
 --   lanes          zset    tenant -> 0, every lane there is, in the order of its name
 --   ready          zset    tenant -> its turn: exactly the tenants with dispatchable work. A turn is the start tag; for
 --                          one that has its first turn, when it came minus FIRST, which is below every tag
 --   throttled      zset    tenant -> when its rate lets it go on: tenants held back by nothing but their rate
---   leased         hash    id -> token, tenant, flow, charge, estimate, nonce, when claimed, joined by \31
+--   leased         hash    id -> token, tenant, flow, charge, estimate, nonce, when claimed, score, joined by \31
 --   leases         zset    id -> deadline, the same ids as `leased`
 --   settled        zset    nonce of an acknowledged message -> when; kept for SETTLED seconds, so that a publish
 --                          repeated because its reply was lost is known even when its message has run already
 --   aside          hash    id -> when, reason, joined by \31, then \n, then the entry or the raw payload
 --   workers        zset    consumer -> when it was last heard of
---   state          hash    time (virtual time), estimate (seconds, moving average over all lanes), recent, recent_at,
---                          born (when this data set began), epoch (the owner's marker), attended (when leases were
+--   state          hash    time (virtual time), estimate (seconds, moving average over all lanes), seq (the last place
+--                          given), recent, recent_at, born (when this data set began), epoch (the owner's marker), attended (when leases were
 --                          last looked after), grace (no lease is taken back before), and the counters published,
 --                          repeated, claimed, acked, late, requeued, expired, registered, cancelled, set_aside
 
@@ -56,7 +56,8 @@ local aside = stem .. 'aside'
 
 local SEP = '\31'
 local TICKET = '0'
-local INBOX = 32            -- messages; the publish that makes it so many files them
+local INBOX = 32            -- messages; `hands.py` has the same number
+local APART = 1e-5          -- seconds between two messages that are filed at the same time: they keep their order
 local MAX_TICKETS = 128     -- more would wake nobody: a claim puts a ticket back while work is left
 local PRIORITY = 2 ^ 45     -- one priority level in a score
 local SMOOTHING = 0.2       -- weight of a new measurement in an estimate
@@ -83,8 +84,9 @@ end
 
 -- The queue as a whole.
 local function load_queue(now)
-  local v = redis.call('HMGET', state, 'time', 'estimate', 'born')
-  local queue = {time = tonumber(v[1] or 0), estimate = tonumber(v[2] or FIRST_ESTIMATE), born = v[3]}
+  local v = redis.call('HMGET', state, 'time', 'estimate', 'born', 'seq')
+  local queue = {time = tonumber(v[1] or 0), estimate = tonumber(v[2] or FIRST_ESTIMATE), born = v[3],
+    seq = tonumber(v[4] or 0)}
   if not queue.born then
     queue.born = string.format('%.6f', now)
     redis.call('HSET', state, 'born', queue.born, 'attended', now)
@@ -94,14 +96,14 @@ end
 
 local function load_lane(tenant)
   local v = redis.call('HMGET', stem .. 'lane:' .. tenant, 'weight', 'cap', 'rate', 'burst', 'paused', 'in_flight',
-    'backlog', 'tag', 'floor', 'flow_time', 'tat', 'seq', 'recent', 'recent_at', 'version')
+    'backlog', 'tag', 'floor', 'flow_time', 'tat', 'recent', 'recent_at', 'version')
   return {
     tenant = tenant, known = v[7] and true,
     weight = tonumber(v[1] or 1), cap = tonumber(v[2] or 0), rate = tonumber(v[3] or 0), burst = tonumber(v[4] or 1),
     paused = v[5] == '1', in_flight = tonumber(v[6] or 0), backlog = tonumber(v[7] or 0),
     tag = tonumber(v[8] or 0), floor = tonumber(v[9] or 0), flow_time = tonumber(v[10] or 0),
-    tat = tonumber(v[11] or 0), seq = tonumber(v[12] or 0),
-    recent = tonumber(v[13] or 0), recent_at = tonumber(v[14] or 0), version = v[15] and tonumber(v[15]),
+    tat = tonumber(v[11] or 0), recent = tonumber(v[12] or 0), recent_at = tonumber(v[13] or 0),
+    version = v[14] and tonumber(v[14]),
   }
 end
 
@@ -224,11 +226,21 @@ local function ring(wanted)
   redis.call('LPUSH', tickets, unpack(new))
 end
 
--- A place behind every message of the lane with this priority.
-local function next_score(lane, priority, now)
-  lane.seq = math.max(lane.seq + 1, math.floor(now * 10000))
-  return priority * PRIORITY + lane.seq
+-- Takes so many tickets out of the list. A real message among them, pushed by a stock client, stays.
+local function drop_tickets(number)
+  if number < 1 then return end
+  for _, item in ipairs(redis.call('RPOP', tickets, number) or {}) do
+    if item ~= TICKET then redis.call('RPUSH', tickets, item) end
+  end
 end
+
+-- A place behind every message with this priority; the caller saves it by `save_seq`.
+local function next_score(queue, priority, now)
+  queue.seq = math.max(queue.seq + 1, math.floor(now * 10000))
+  return priority * PRIORITY + queue.seq
+end
+
+local function save_seq(queue) redis.call('HSET', state, 'seq', queue.seq) end
 
 -- Puts a message among the waiting ones of its flow; the caller saves `backlog`.
 local function enqueue(lane, flow_name, id, score, queue, now)
@@ -251,18 +263,20 @@ local function dequeue(lane, flow_name, id)
   return true
 end
 
-local function pack_entry(entry)
-  return table.concat({'1', entry.tenant, entry.flow, exact(entry.score), entry.deliveries, entry.nonce}, SEP)
-    .. '\n' .. entry.payload
-end
-
 -- The entry as a table; nil when it is of a version that this code does not know.
 local function parse_entry(text)
-  local tenant, flow, score, deliveries, nonce, start =
-    text:match('^1\31([^\31\n]*)\31([^\31\n]*)\31([^\31\n]*)\31([^\31\n]*)\31([^\31\n]*)\n()')
+  local tenant, flow, priority, deliveries, nonce, start =
+    text:match('^1\31([^\31\n]*)\31([^\31\n]*)\31(%d+)\31(%d+)\31([^\31\n]*)\n()')
   if not tenant then return nil end
-  return {tenant = tenant, flow = flow, score = tonumber(score), deliveries = tonumber(deliveries), nonce = nonce,
-    payload = text:sub(start)}
+  return {tenant = tenant, flow = flow, priority = tonumber(priority), deliveries = deliveries, nonce = nonce,
+    start = start}
+end
+
+-- The text of an entry, delivered once more.
+local function delivered(text)
+  return (text:gsub('^(1\31[^\31\n]*\31[^\31\n]*\31%d+\31)(%d+)', function(head, deliveries)
+    return head .. (deliveries + 1)
+  end, 1))
 end
 
 -- Keeps what cannot be delivered where an operator finds it.
@@ -271,19 +285,19 @@ local function put_aside(id, reason, now, text)
   count('set_aside', 1)
 end
 
-local function grant_lease(id, token, lane, flow, entry, now, seconds)
+local function grant_lease(id, token, lane, flow, nonce, score, now, seconds)
   local charge = flow.estimate / lane.weight
   redis.call('HSET', leased, id, table.concat(
-    {token, lane.tenant, flow.name, exact(charge), exact(flow.estimate), entry.nonce, exact(now)}, SEP))
+    {token, lane.tenant, flow.name, exact(charge), exact(flow.estimate), nonce, exact(now), exact(score)}, SEP))
   redis.call('ZADD', leases, now + seconds, id)
   return charge
 end
 
 local function parse_lease(record)
-  local token, tenant, flow, charge, estimate, nonce, since = record:match(
-    '^([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\31]*)$')
+  local token, tenant, flow, charge, estimate, nonce, since, score = record:match(
+    '^([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\31]*)$')
   return {token = token, tenant = tenant, flow = flow, charge = tonumber(charge), estimate = tonumber(estimate),
-    nonce = nonce, since = tonumber(since)}
+    nonce = nonce, since = tonumber(since), score = tonumber(score)}
 end
 
 -- Ends the lease that has this token; nil when there is none (any more): then the caller's hold is over.
@@ -341,77 +355,94 @@ end
 
 -- A message whose lease ended goes back to the waiting ones: to the place it had, or behind the others.
 -- Returns how many messages of its lane can start now, if that changed.
-local function give_back(id, lease, entry, now, queue, options)
-  local lane = load_lane(lease.tenant)
+local function give_back(id, lease, now, queue, options)
+  local lane, score = load_lane(lease.tenant), lease.score
   lane.in_flight = math.max(lane.in_flight - 1, 0)
   if options.seconds then
     local flow = settle(lane, lease, options.seconds, now, queue)
     save_flow(lane.tenant, flow)
     move(stem .. 'order:' .. lane.tenant, flow.name, flow.tag)
   end
-  if options.behind then entry.score = next_score(lane, math.floor(entry.score / PRIORITY), now) end
-  if options.delivered then entry.deliveries = entry.deliveries + 1 end
-  redis.call('HSET', messages, id, pack_entry(entry))
-  enqueue(lane, entry.flow, id, entry.score, queue, now)
-  save_lane(lane, 'in_flight', 'backlog', 'tag', 'seq', 'recent', 'recent_at')
+  if options.behind then
+    score = next_score(queue, math.floor(score / PRIORITY), now)
+    save_seq(queue)
+  end
+  if options.delivered then redis.call('HSET', messages, id, delivered(redis.call('HGET', messages, id))) end
+  enqueue(lane, lease.flow, id, score, queue, now)
+  save_lane(lane, 'in_flight', 'backlog', 'tag', 'recent', 'recent_at')
   return (place(lane, now, queue))
 end
 
--- Files one message as of when it was published; false when it is here already, waiting or in a worker's hands. The
--- caller saves `backlog` and `seq`.
-local function file_one(lane, at, again, id, flow, priority, nonce, words, payload, queue)
-  if again == '1' and redis.call('ZSCORE', settled, nonce) then return false end
-  local last, score = lane.seq, next_score(lane, tonumber(priority), at)
-  local entry = {tenant = lane.tenant, flow = flow, score = score, deliveries = 0, nonce = nonce, payload = payload}
-  if redis.call('HSETNX', messages, id, pack_entry(entry)) == 0 then
-    lane.seq = last
-    return false
+-- Whether a message changes nothing but its flow and how many wait: others wait there, its lane is ready, and the lane has
+-- a configuration as new as the message's.
+local function joins_others(tenant, key, words)
+  if words ~= '' then
+    local version = redis.call('HGET', stem .. 'lane:' .. tenant, 'version')
+    if not version or tonumber(version) < tonumber(words:match('^%S+')) then return false end
   end
-  if not lane.known then
-    lane.known = true
-    redis.call('ZADD', lanes, 0, lane.tenant)
-  end
-  if words ~= '' and configure_lane(lane, words) then lane.placed = false end
-  if lane.filing == flow then
-    redis.call('ZADD', flow_key(lane.tenant, flow), score, id)
-    lane.backlog = lane.backlog + 1
-  else
-    enqueue(lane, flow, id, score, queue, at)
-    lane.filing = flow
-  end
-  if not lane.placed then lane.placed = place(lane, at, queue) > 0 end
-  return true
+  return redis.call('ZSCORE', ready, tenant) and redis.call('EXISTS', key) == 1
 end
 
--- Files what was published since the last operation.
+-- The first message of its flow, or of a lane that is not ready.
+local function file_first(entry, id, score, words, queue, at)
+  local lane = load_lane(entry.tenant)
+  if not lane.known then redis.call('ZADD', lanes, 0, lane.tenant) end
+  if words ~= '' then configure_lane(lane, words) end
+  enqueue(lane, entry.flow, id, score, queue, at)
+  save_lane(lane, 'backlog')
+  place(lane, at, queue)
+end
+
+-- Stores the entry of a message that was posted; nil when it is here already, waiting or in a worker's hands, or was
+-- acknowledged before its publisher tried again.
+local function store(text, now)
+  local id, again, words, start = text:match('^1\31([^\31]*)\31([^\31]*)\31([^\n]*)\n()')
+  local stored = text:sub(start or 1)
+  local entry = id and parse_entry(stored)
+  if not entry then
+    put_aside(id or string.format('posted:%.6f', now), 'unknown version', now, stored)
+    return nil
+  end
+  if again == '1' and redis.call('ZSCORE', settled, entry.nonce) then return nil end
+  if redis.call('HSETNX', messages, id, stored) == 0 then return nil end
+  return entry, id, words
+end
+
+-- Puts what was published since the last operation into its lanes.
 local function file(queue, now)
   local posted = redis.call('LRANGE', inbox, 0, -1)
   if #posted == 0 then return end
   redis.call('DEL', inbox)
   queue.from = beginning(ready, queue.time)  -- filing does not change it
-  local touched, by_tenant, added = {}, {}, 0
+  local joining, more, added = {}, {}, 0  -- where messages just join others; how many do in each lane
+
+  local function count_in(tenant)
+    if more[tenant] then redis.call('HINCRBY', stem .. 'lane:' .. tenant, 'backlog', more[tenant]) end
+    more[tenant] = nil
+  end
+
   for i, text in ipairs(posted) do
-    local at, again, id, tenant, flow, priority, nonce, words, start = text:match(
-      '^([^\31]*)\0311\31([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\n]*)\n()')
-    if at then
-      local lane = by_tenant[tenant]
-      if not lane then
-        lane = load_lane(tenant)
-        by_tenant[tenant], touched[#touched + 1] = lane, lane
+    local entry, id, words = store(text, now)
+    if entry then
+      local tenant, key, at = entry.tenant, flow_key(entry.tenant, entry.flow), now + i * APART
+      local mark, score = key .. SEP .. words, next_score(queue, entry.priority, at)
+      joining[mark] = joining[mark] or joins_others(tenant, key, words)
+      if joining[mark] then
+        redis.call('ZADD', key, score, id)
+        more[tenant] = (more[tenant] or 0) + 1
+      else
+        count_in(tenant)
+        file_first(entry, id, score, words, queue, at)
       end
-      if file_one(lane, tonumber(at), again, id, flow, priority, nonce, words, text:sub(start), queue) then
-        added = added + 1
-      end
-    else
-      put_aside(string.format('posted:%.6f:%d', now, i), 'unknown entry version', now, text)
+      added = added + 1
     end
   end
-  for _, lane in ipairs(touched) do
-    if lane.known then save_lane(lane, 'backlog', 'seq') end
-  end
+  for tenant in pairs(more) do count_in(tenant) end
+  save_seq(queue)
   queue.from = nil
   count('published', added)
   count('repeated', #posted - added)
+  drop_tickets(math.min(redis.call('LLEN', tickets) - MAX_TICKETS, 2 * #posted))
 end
 
 -- What an operation begins with: the queue, after what was published has been filed.

@@ -19,12 +19,11 @@ redis.call('HSET', state, 'attended', now, 'grace', until_when)
 local expired, startable = 0, promote(now, queue, limit)
 if now >= until_when then
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, limit)) do
-    local record, text = redis.call('HGET', leased, id), redis.call('HGET', messages, id)
-    local entry = text and parse_entry(text)
+    local record = redis.call('HGET', leased, id)
     redis.call('ZREM', leases, id)
     redis.call('HDEL', leased, id)
-    if record and entry then
-      startable = startable + give_back(id, parse_lease(record), entry, now, queue, {delivered = true})
+    if record and redis.call('HEXISTS', messages, id) == 1 then
+      startable = startable + give_back(id, parse_lease(record), now, queue, {delivered = true})
       expired = expired + 1
     end
   end

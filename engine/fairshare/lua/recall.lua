@@ -10,11 +10,9 @@ local records = redis.call('HGETALL', leased)
 local returned, startable = 0, 0
 for i = 1, #records, 2 do
   local id, lease = records[i], parse_lease(records[i + 1])
-  local text = lease.token == token and redis.call('HGET', messages, id)
-  local entry = text and parse_entry(text)
-  if entry then
+  if lease.token == token and redis.call('HEXISTS', messages, id) == 1 then
     end_lease(id, token)
-    startable = startable + math.min(give_back(id, lease, entry, now, queue, {seconds = 0}), 1)
+    startable = startable + math.min(give_back(id, lease, now, queue, {seconds = 0}), 1)
     returned = returned + 1
   end
 end

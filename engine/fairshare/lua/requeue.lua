@@ -10,13 +10,11 @@ local queue = open(now)
 local results, done, startable = {}, 0, 0
 for i = 2, #ARGV, 4 do
   local id, token, seconds, where = unpack(ARGV, i, i + 3)
-  local text = redis.call('HGET', messages, id)
-  local entry = text and parse_entry(text)
-  local lease = entry and end_lease(id, token)
+  local lease = redis.call('HEXISTS', messages, id) == 1 and end_lease(id, token)
   if lease then
     local behind = where == 'behind'
     local options = {seconds = math.max(tonumber(seconds), 0), behind = behind, delivered = behind}
-    startable = startable + math.min(give_back(id, lease, entry, now, queue, options), 1)
+    startable = startable + math.min(give_back(id, lease, now, queue, options), 1)
     done = done + 1
   end
   results[#results + 1] = lease and 1 or 0
