@@ -38,7 +38,7 @@ logger = logging.getLogger("fairlane.fairshare")
 MAX_BATCH = 64
 """Messages of one claim, and of one batch of acks; the scripts take no more at once."""
 
-INBOX = 32
+INBOX = 128
 """Messages in the inbox from which on a publisher has them filed."""
 
 TICKET = b"0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from engine.fairshare.hands import INBOX
 from engine.fairshare.scripts import Keys, operation, scripts, with_library
 
 LIBRARY = """-- A library.
@@ -43,6 +44,10 @@ def test_a_publish_writes_to_the_inbox_before_what_files_it_is_defined() -> None
     begin = text[: text.index("return posted")]
     assert "RPUSH" in begin
     assert re.findall(r"local function (\w+)", begin) == ["ring"]
+
+
+def test_both_sides_agree_on_when_the_inbox_is_full() -> None:
+    assert f"local INBOX = {INBOX}\n" in scripts()["publish"].text
 
 
 def test_the_text_of_an_operation_has_no_comment_that_redis_would_read_at_every_load() -> None:

@@ -2,8 +2,8 @@
 --
 -- Start-time fair queueing on two levels. The tenant with the smallest start tag S is next, behind those that have
 -- their first turn; the virtual time becomes S; S grows by estimate / weight. Inside the tenant its flows take turns by
--- the same rule, unweighted. Inside a flow the order is priority, then age. A message moves from list to lease in this one script: there is no moment in which
--- it is in neither.
+-- the same rule, unweighted. Inside a flow the order is priority, then age. A message moves from list to lease in this
+-- one script: there is no moment in which it is in neither.
 --
 -- ARGV: [1] time or ''
 --       [2] seconds of the lease
@@ -17,8 +17,8 @@ local time_before = queue.time
 local result, claimed, looked = {queue.born, '', 0}, 0, 0
 promote(now, queue, 64)
 
--- Leases the next message of the lane's next flow. Returns its charge, its id, the deliveries before and the payload; nil
--- when the order names a flow or message that is gone.
+-- Leases the next message of the lane's next flow. Returns its charge, its id, the deliveries before and the payload;
+-- nil when the order names a flow or message that is gone.
 local function take(lane)
   local order = stem .. 'order:' .. lane.tenant
   local head = redis.call('ZRANGE', order, 0, 0)

@@ -37,9 +37,10 @@
 --   aside          hash    id -> when, reason, joined by \31, then \n, then the entry or the raw payload
 --   workers        zset    consumer -> when it was last heard of
 --   state          hash    time (virtual time), estimate (seconds, moving average over all lanes), seq (the last place
---                          given), recent, recent_at, born (when this data set began), epoch (the owner's marker), attended (when leases were
---                          last looked after), grace (no lease is taken back before), and the counters published,
---                          repeated, claimed, acked, late, requeued, expired, registered, cancelled, set_aside
+--                          given), recent, recent_at, born (when this data set began), epoch (the owner's marker),
+--                          attended (when leases were last looked after), grace (no lease is taken back before), and
+--                          the counters published, repeated, claimed, acked, late, requeued, expired, registered,
+--                          cancelled, set_aside
 
 local tickets = KEYS[1]
 local stem = KEYS[2]
@@ -56,7 +57,7 @@ local aside = stem .. 'aside'
 
 local SEP = '\31'
 local TICKET = '0'
-local INBOX = 32            -- messages; `hands.py` has the same number
+local INBOX = 128           -- messages; `hands.py` has the same number
 local APART = 1e-5          -- seconds between two messages that are filed at the same time: they keep their order
 local MAX_TICKETS = 128     -- more would wake nobody: a claim puts a ticket back while work is left
 local PRIORITY = 2 ^ 45     -- one priority level in a score
@@ -190,7 +191,8 @@ local function move(key, member, tag)
 end
 
 -- Puts the lane where its numbers say: into `ready`, into `throttled`, or into neither. `served` says that it has just
--- had its turn. Returns how many of its messages are dispatchable, and whether it became ready just now.
+-- had its turn; `lane.unsaved`, that the caller saves `tag` and `floor` anyway. Returns how many of its messages are
+-- dispatchable, and whether it became ready just now.
 local function place(lane, now, queue, served)
   local dispatchable = room(lane)
   if dispatchable < 1 then
@@ -211,7 +213,7 @@ local function place(lane, now, queue, served)
     redis.call('ZADD', ready, lane.tag, lane.tenant)
   elseif not move(ready, lane.tenant, lane.tag) then
     local from = queue.from or beginning(ready, queue.time)
-    if join(ready, lane.tenant, lane, from, now) then save_lane(lane, 'tag', 'floor') end
+    if join(ready, lane.tenant, lane, from, now) and not lane.unsaved then save_lane(lane, 'tag', 'floor') end
     return dispatchable, true
   end
   return dispatchable, false
@@ -373,8 +375,8 @@ local function give_back(id, lease, now, queue, options)
   return (place(lane, now, queue))
 end
 
--- Whether a message changes nothing but its flow and how many wait: others wait there, its lane is ready, and the lane has
--- a configuration as new as the message's.
+-- Whether a message changes nothing but its flow and how many wait: others wait there, its lane is ready, and the lane
+-- has a configuration as new as the message's.
 local function joins_others(tenant, key, words)
   if words ~= '' then
     local version = redis.call('HGET', stem .. 'lane:' .. tenant, 'version')
@@ -389,8 +391,9 @@ local function file_first(entry, id, score, words, queue, at)
   if not lane.known then redis.call('ZADD', lanes, 0, lane.tenant) end
   if words ~= '' then configure_lane(lane, words) end
   enqueue(lane, entry.flow, id, score, queue, at)
-  save_lane(lane, 'backlog')
+  lane.unsaved = true
   place(lane, at, queue)
+  save_lane(lane, 'backlog', 'tag', 'floor')
 end
 
 -- Stores the entry of a message that was posted; nil when it is here already, waiting or in a worker's hands, or was

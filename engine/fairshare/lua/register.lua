@@ -3,8 +3,8 @@
 -- ARGV: [1] time or ''
 --       [2] seconds of the lease
 --       then for each message: id, token, lane as in publish, entry
--- Returns, for each message, 1 when it is leased to this token now, 0 when another worker has it. One that was published
--- again in the meantime, and still waits, is taken: it stays one message.
+-- Returns, for each message, 1 when it is leased to this token now, 0 when another worker has it. One that was
+-- published again in the meantime, and still waits, is taken: it stays one message.
 local now, seconds = clock(ARGV[1]), tonumber(ARGV[2])
 local queue = open(now)
 local results, done = {}, 0
