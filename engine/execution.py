@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 from pydantic import Secret
+from pydantic_core import PydanticSerializationError
 
 from engine.db import Row, dump_json
 from engine.errors import Cancelled
@@ -277,12 +278,33 @@ class Execution:
     def log(self, level: str, message: str, data: Json = None) -> None:
         if self.item:
             message = f"Item {self.item}: {message}"
-        self.run.journal.add(level, self.redact(message), step=self.step.id, data=self.redact(data))
+        self.run.journal.add(level, self.redact(message), step=self.step.id, data=self.masked(data))
+
+    def masked(self, data: Json) -> Json:
+        """The data without secrets; a mark in its place when it is no JSON, for which no step shall fail."""
+        try:
+            return storable(self.redact, data)
+        except Unstorable as error:
+            return {"cut": True, "reason": str(error)}
 
     @property
     def idempotency_key(self) -> str:
         """``run:step[:item]``: the same over all attempts."""
         return ":".join(filter(None, (self.run.run_id, self.step.id, self.item)))
+
+
+class Unstorable(Exception):
+    """The value is no JSON that could be stored, such as one that is nested hundreds of levels deep."""
+
+
+def storable(redact: Redactor, value: Json) -> Json:
+    """The value without secrets, at most `MAX_OUTPUT_BYTES` of JSON. Raises Unstorable."""
+    if value is None:
+        return None
+    try:
+        return bounded(redact(value))
+    except (PydanticSerializationError, RecursionError, TypeError, ValueError) as error:
+        raise Unstorable(f"it is no JSON that can be stored ({type(error).__name__})") from error
 
 
 def bounded(output: Json) -> Json:

@@ -72,11 +72,16 @@ class Eraser:
         """Erase what is due, by the database's clock unless `now` is given."""
         with self._database.system() as session:
             due = stored.due_for_erasure(session, now=now, limit=TENANTS)
-        return Erased(tenants=len(due), runs=sum(map(self._erase, due)))
+        erased = [runs for tenant_id in due if (runs := self._erase(tenant_id, now)) is not None]
+        return Erased(tenants=len(erased), runs=sum(erased))
 
-    def _erase(self, tenant_id: str) -> int:
-        with self._database.tenant(tenant_id) as session:
-            keys = stored.shred_keys(session)
+    def _erase(self, tenant_id: str, now: datetime | None) -> int | None:
+        """How many runs it had; None when it was restored since it was found due."""
+        with self._database.system() as session:
+            if not stored.take_for_erasure(session, tenant_id, now=now):
+                return None
+            with session.acting_for(tenant_id) as own:
+                keys = stored.shred_keys(own)
         erased = deleted = self._delete_some_runs(tenant_id)
         while deleted:
             deleted = self._delete_some_runs(tenant_id)

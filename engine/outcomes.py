@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from engine.errors import ActionError, FairlaneError
-from engine.execution import Execution, StepResult, bounded
+from engine.execution import Execution, StepResult
 from engine.ports import Json
 from engine.states import StepState
 
@@ -48,7 +48,7 @@ def failed(
     if execution.item:
         error["item"] = int(execution.item)
     if data:
-        error["data"] = bounded(execution.redact(data))
+        error["data"] = execution.masked(data)
     execution.log("error", f"Failed: {message}")
     return with_result(execution, StepState.FAILED, error=error, calls=calls, since=since)
 

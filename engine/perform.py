@@ -17,8 +17,8 @@ from pydantic import Secret
 
 from engine import retry
 from engine.children import start_child, with_child
-from engine.errors import Cancelled, RetryLater, RunWorkflow, Suspend, Unavailable
-from engine.execution import BACKOFF, Execution, RunInHand, bounded
+from engine.errors import Cancelled, Fatal, RetryLater, RunWorkflow, Suspend, Unavailable
+from engine.execution import BACKOFF, Execution, RunInHand, Unstorable, storable
 from engine.outcomes import code_of, data_of, failed, out_of_time, parked, sentence_of, with_result
 from engine.ports import Action, Json
 from engine.states import StepState
@@ -39,7 +39,7 @@ def perform(execution: Execution, tools: Tools) -> Execution:
             return out_of_time(execution, calls=execution.attempt - first, since=clock)
         calls = execution.attempt - first + 1
         try:
-            output = _call(action, execution, tools)
+            output = _stored_form(action, execution, _call(action, execution, tools))
         except Suspend as suspension:
             return parked(execution, suspension.reason, _until(suspension.wake_at, run), calls=calls, since=clock)
         except _HasChild as started:
@@ -54,9 +54,18 @@ def perform(execution: Execution, tools: Tools) -> Execution:
             if execution.result is not None:
                 return execution
         else:
-            output = bounded(execution.redact(output))
             execution.log("info", f"{action.name} succeeded.")
             return with_result(execution, StepState.SUCCEEDED, output=output, calls=calls, since=clock)
+
+
+def _stored_form(action: Action, execution: Execution, output: Json) -> Json:
+    """Raises Fatal for what cannot be stored: the effect has happened, and another attempt would only repeat it."""
+    try:
+        return storable(execution.redact, output)
+    except Unstorable as error:
+        raise Fatal(
+            f"{action.name} has done its work, but answered what is no output: {error}.", code="bad_output"
+        ) from error
 
 
 def _after_failure(execution: Execution, error: Exception, *, calls: int, since: float) -> Execution:

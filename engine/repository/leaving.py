@@ -42,10 +42,10 @@ def mark_deleted(session: SystemSession, tenant_id: str, *, grace: timedelta) ->
 
 
 def restore(session: SystemSession, tenant_id: str) -> Row | None:
-    """Undo `mark_deleted`: it is active, also when it was suspended before. None when there is none to restore."""
+    """Undo `mark_deleted`: it is active, also when it was suspended before. None when it is too late for that."""
     statement = (
         sa.update(tenants)
-        .where(tenants.c.id == tenant_id, tenants.c.status == "deleted", tenants.c.erase_after.is_not(None))
+        .where(tenants.c.id == tenant_id, tenants.c.status == "deleted", tenants.c.erase_after > sa.func.now())
         .values(status="active", deleted_at=None, erase_after=None)
         .returning(tenants.c.id, tenants.c.name)
     )
@@ -57,6 +57,18 @@ def due_for_erasure(session: SystemSession, *, now: datetime | None = None, limi
     moment = sa.func.now() if now is None else sa.literal(now)
     statement = sa.select(tenants.c.id).where(tenants.c.erase_after <= moment).order_by(tenants.c.erase_after)
     return session.execute(statement.limit(limit)).scalars().all()
+
+
+def take_for_erasure(session: SystemSession, tenant_id: str, *, now: datetime | None = None) -> bool:
+    """From now on it cannot be restored; False when it was restored meanwhile. Holds the row until the commit."""
+    moment = sa.func.now() if now is None else sa.literal(now)
+    statement = (
+        sa.update(tenants)
+        .where(tenants.c.id == tenant_id, tenants.c.status == "deleted", tenants.c.erase_after <= moment)
+        .values(erase_after=sa.func.least(tenants.c.erase_after, sa.func.now()))
+        .returning(tenants.c.id)
+    )
+    return session.row(statement) is not None
 
 
 def shred_keys(session: TenantSession) -> int:

@@ -355,6 +355,31 @@ def test_the_intent_of_an_effect_is_stored_before_it_is_tried(parts: Parts, scri
     assert seen == ["running"]
 
 
+def test_an_output_that_is_no_json_fails_its_step_and_repeats_no_effect(parts: Parts, script: SimpleNamespace) -> None:
+    deep: Json = []
+    for _ in range(5000):
+        deep = [deep]
+    script.body = lambda _context, _parameters: deep
+    run = parts.execute({"id": "one", "action": "test.script", "retry": {"attempts": 3}})
+    assert (run["status"], run["error"]["code"], run["crashes"]) == ("failed", "bad_output", 0)
+    assert len(script.action.contexts) == 1
+
+
+def test_data_of_a_failure_that_is_no_json_is_marked_and_harms_nothing(parts: Parts, script: SimpleNamespace) -> None:
+    deep: Json = []
+    for _ in range(5000):
+        deep = [deep]
+
+    def body(context: StepContext, _parameters: Any) -> None:
+        context.log("info", "looks so", deep=deep)
+        raise Fatal("no", data={"deep": deep})
+
+    script.body = body
+    run = parts.execute({"id": "one", "action": "test.script"})
+    assert (run["status"], run["error"]["code"]) == ("failed", "action_fatal")
+    assert run["error"]["data"]["cut"] is True
+
+
 def test_a_checkpoint_whose_answer_was_lost_is_stored_once(parts: Parts) -> None:
     run_id = parts.start(parts.workflow(echo()))
     line = {"step_id": None, "level": "info", "message": "once", "data": None, "at": "2026-01-01T00:00:00Z"}

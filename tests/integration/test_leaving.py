@@ -148,6 +148,28 @@ def test_its_keys_are_shredded_before_anything_else_is_deleted(
     assert left_of(database, "a") == {}
 
 
+def test_what_is_restored_at_the_last_moment_is_not_erased(database: Database) -> None:
+    """The pass found both due; b is restored while a is erased."""
+    for tenant in "ab":
+        delete(database, tenant)
+    before = left_of(database, "b")
+
+    def restore_b(_erased: str) -> None:
+        with database.system() as session:
+            leaving.restore(session, BY, "b")
+
+    assert Eraser(database, forget_lane=restore_b).run_once(now=PAST_GRACE).tenants == 1
+    assert left_of(database, "a") == {}
+    assert left_of(database, "b").keys() == before.keys()
+    assert {row["status"] for row in rows(database, "SELECT status FROM tenants WHERE id = 'b'")} == {"active"}
+
+
+def test_after_the_grace_period_nothing_can_be_restored(database: Database) -> None:
+    delete(database, grace=timedelta(0))
+    with database.system() as session, pytest.raises(NotFound):
+        leaving.restore(session, BY, "a")
+
+
 def test_many_runs_are_deleted_in_pieces(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leaving, "BATCH", 7)
     with database.system() as session:
