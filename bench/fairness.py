@@ -175,7 +175,7 @@ class Crowd:
 def growth(quick: bool) -> float:
     """Cost of a claim at the largest number of tenants over that at 10, measured in turn."""
     sizes = (10, 1000, 10_000 if quick else 100_000)
-    waiting, rounds = scaled(200_000, quick), 3 if quick else 7
+    waiting, rounds = scaled(200_000, quick), 3 if quick else 11
     with ExitStack() as stack:
         crowds = [Crowd(stack.enter_context(simulator(1)), tenants, waiting) for tenants in sizes]
         for _ in range(rounds):
