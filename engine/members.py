@@ -34,12 +34,13 @@ def change_role(session: TenantSession, caller: Principal, user_id: str, role: s
 
 def remove(session: SystemSession, caller: Principal, user_id: str) -> None:
     """Out of the caller's organization; also oneself. Raises NotFound, Forbidden, Conflict ``last_owner``."""
+    # The account's row before the audit, as everywhere: in the other order two transactions could wait for each other.
+    identity.forget_home(session, user_id, caller.tenant_id)
     with session.acting_for(caller.tenant_id) as own:
         member = _changeable(own, caller, user_id, keeps_owner=False)
         stored.delete(own, user_id)
         what = "member.left" if user_id == caller.user_id else "member.removed"
         audit.record(own, caller.by, what, user_id, email=member["email"], role=member["role"])
-    identity.forget_home(session, user_id, caller.tenant_id)
 
 
 def join(session: TenantSession, by: Actor, user_id: str, role: str) -> bool:
