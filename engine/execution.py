@@ -44,10 +44,6 @@ class Hold:
     def lose(self) -> None:
         self._lost.set()
 
-    @property
-    def is_lost(self) -> bool:
-        return self._lost.is_set()
-
     def check(self) -> None:
         if self._lost.is_set():
             raise Cancelled("the run is no longer this worker's")

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from engine.execution import Key, LeftBehind, StepResult, bounded
+from engine.db import dump_json
+from engine.execution import MAX_OUTPUT_BYTES, Key, LeftBehind, StepResult, bounded
 from engine.graph import Graph
 from engine.ports import Json
 from engine.states import StepState
 from engine.step import Step
+
+MAX_KEPT_BYTES = 4 * MAX_OUTPUT_BYTES
+"""Outputs of a step's items that are kept in memory, as JSON. Its own output is cut long before, so no more are needed;
+each item's row has its own in full."""
 
 
 @dataclass(slots=True)
@@ -27,9 +32,11 @@ class Items:
     done: dict[int, StepResult] = field(default_factory=dict)
     failures: dict[int, StepResult] = field(default_factory=dict)
     """Those of `done` that failed."""
+    kept_bytes: int = 0
 
     def finish(self, result: StepResult) -> None:
         """One item has come to its end."""
+        result = self._lightened(result)
         self.done[int(result.item)] = result
         if result.status is StepState.FAILED:
             self.failures[int(result.item)] = result
@@ -64,6 +71,13 @@ class Items:
             finished_at=datetime.now(UTC),
             action=self.step.action,
         )
+
+    def _lightened(self, result: StepResult) -> StepResult:
+        size = 0 if result.output is None else len(dump_json(result.output))
+        if self.kept_bytes + size > MAX_KEPT_BYTES:
+            return replace(result, output={"cut": True, "bytes": size})
+        self.kept_bytes += size
+        return result
 
     def _output(self, index: int) -> Json:
         result = self.done.get(index)

@@ -310,10 +310,6 @@ class Lanes:
         marker = self._wire.call(("HGET", f"{self._keys.stem}state", "epoch"))[0]
         return marker.decode() if marker else None
 
-    def epoch_ok(self) -> bool:
-        """Whether everything published since the last `mark_epoch` is still there."""
-        return self.epoch() is not None
-
     def mark_epoch(self) -> str:
         """Says that everything that should be here has been published; returns the marker. One that is there stays."""
         marker = f"{self._now():.6f}"

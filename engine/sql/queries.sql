@@ -39,7 +39,12 @@ RETURNING id, workflow_id, version, trigger, input, attempt, crashes, priority, 
 
 -- name: finished_steps
 -- Why: what earlier attempts finished is never run again; the count bounds the log over all attempts.
-SELECT step_id, item, status, attempt, output, error, started_at, wait_reason, signal,
+-- Why cut: of a step's items at most a mebibyte of outputs is kept in memory (engine.progress); their rows have them whole.
+SELECT step_id, item, status, attempt, error, started_at,
+       CASE WHEN item = '' OR output IS NULL
+                 OR sum(octet_length(output::text)) OVER (PARTITION BY step_id, item = '' ORDER BY length(item), item)
+                    <= 1048576
+            THEN output ELSE '{"cut": true}' END AS output, wait_reason, signal,
        extract(epoch FROM wake_at - now())::float8 AS wake_seconds,
        (SELECT count(*) FROM execution_logs l WHERE l.tenant_id = :tenant_id AND l.run_id = :run_id) AS lines
 FROM steps

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Collection, Iterator
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from engine.errors import Fatal, RetryLater
+from engine.db import dump_json
+from engine.errors import Fatal, RetryLater, Suspend
+from engine.execution import MAX_OUTPUT_BYTES, StepResult
 from engine.ports import Json, StepContext
+from engine.progress import MAX_KEPT_BYTES, Items
 from engine.states import RunState
+from engine.sweeper import Sweeper
 from engine.workflows import Workflows
 from tests.engine_parts import Parts, parts_for
 from tests.scripted import WorkerDied, call, echo, scripted
@@ -223,6 +227,36 @@ NUMBERS = {"input": {"list": [{"n": n} for n in range(6)]}}
 
 class TestForEach:
     """An action for each item of a list."""
+
+    def test_a_list_of_large_outputs_is_cut_and_is_not_held_in_memory(
+        self, parts: Parts, script: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also not by the worker that takes the run over; each item's row has all of its output."""
+        large = "x" * (MAX_OUTPUT_BYTES - 1000)
+        kept: list[int] = []
+        original = Items.result
+
+        def watched(items: Items, in_hand: Collection[int]) -> StepResult | None:
+            kept.append(len(dump_json([result.output for result in items.done.values()])))
+            return original(items, in_hand)
+
+        def body(_context: Any, parameters: Any) -> Json:
+            if parameters.n == 15 and not parts.rows("SELECT 1 FROM runs WHERE attempt > 1"):
+                raise Suspend("rest", wake_at=datetime.now(UTC) + timedelta(hours=1))
+            return large
+
+        monkeypatch.setattr(Items, "result", watched)
+        script.body = body
+        run = parts.execute(each(), input={"input": {"list": [{"n": n} for n in range(20)]}})
+        assert run["status"] == "waiting"
+        parts.let_pass(hours=2)
+        Sweeper(parts.database, parts.publisher, runs=parts.runs).run_once()
+        parts.another_worker().run("acme", run["id"])
+        assert parts.run_row(run["id"])["status"] == "succeeded"
+        assert max(kept) < MAX_KEPT_BYTES + 20_000
+        outputs = parts.rows("SELECT octet_length(output::text) AS n, item FROM steps WHERE step_id = 'each'")
+        assert {row["n"] > len(large) for row in outputs if row["item"]} == {True}
+        assert next(row["n"] for row in outputs if not row["item"]) < MAX_OUTPUT_BYTES
 
     def test_outputs_come_in_order_and_each_item_has_its_key(self, parts: Parts, script: SimpleNamespace) -> None:
         script.body = lambda _context, parameters: parameters.n * 10 + parameters.place
