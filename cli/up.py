@@ -25,7 +25,7 @@ from cli.processes import workers as worker_programs
 from embedded.home import DATABASE_URL, REDIS_URL, Home
 from embedded.program import Child, Program, ServerChild
 from embedded.servers import Servers
-from embedded.supervisor import Supervisor
+from embedded.supervisor import STOP_SIGNALS, Supervisor
 from engine.settings import Settings
 
 if TYPE_CHECKING:
@@ -51,31 +51,54 @@ def up(
     commands.require_free(HOST, port)
     commands.use(data)
     os.environ.setdefault(PUBLIC_URL, f"http://{HOST}:{port}")
-    with _terminated_like_interrupted(), home.locked():
+    with unwound_by_signals() as stopped, home.locked():
         _end_leftovers(home)
         commands.check_given(home)
         with Servers(home, connections=CONNECTIONS_PER_PROCESS * (workers + 3)) as servers:
             typer.echo(f"Data in {home.folder}. {_described(servers)}")
             settings = _prepared()
+            stopped.look()
             made = _demo(home, settings) if demo else None
             children = [*_server_children(servers), *_children(home, port=port, demo=demo)]
             children += worker_programs(workers, concurrency=concurrency, marks=home.run)
             typer.echo(f"Starting the API, beat and {workers} worker{'' if workers == 1 else 's'} ...")
             announce = partial(_announce, f"http://{HOST}:{port}", made, began=began)
-            code = Supervisor(children, announce=announce, printer=commands.printer(children, settings)).run()
+            supervisor = Supervisor(children, announce=announce, printer=commands.printer(children, settings))
+            code = supervisor.run(before=stopped.look)
     raise typer.Exit(code)
 
 
+class _Stopped(KeyboardInterrupt):
+    """A signal came while the engine was starting."""
+
+
+class Signals:
+    """The first of SIGINT, SIGTERM and SIGHUP raises where it meets the program, and is remembered.
+
+    Remembered, because Python drops what is raised in a callback of its own, such as that which gives back the lock of
+    a module's import: `look` raises then, a step later.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+
+    def receive(self, *_: object) -> None:
+        if not self._came:
+            self._came = True
+            raise _Stopped
+
+    def look(self) -> None:
+        if self._came:
+            raise _Stopped
+
+
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Until the supervisor takes over, SIGTERM and SIGHUP unwind what was started, as Ctrl-C does: exit code 0."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {sig: signal.signal(sig, interrupt) for sig in (signal.SIGTERM, signal.SIGHUP)}
+def unwound_by_signals() -> Iterator[Signals]:
+    """Until the supervisor takes over, a signal to stop unwinds what was started: exit code 0."""
+    signals = Signals()
+    before = {sig: signal.signal(sig, signals.receive) for sig in STOP_SIGNALS}
     try:
-        yield
+        yield signals
     except KeyboardInterrupt:
         typer.echo("Stopped before it was ready.")
         raise typer.Exit from None

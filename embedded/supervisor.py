@@ -63,9 +63,13 @@ class Supervisor:
         self._signals = 0
         self._failed = False
 
-    def run(self) -> int:
-        """Supervise until a signal stops it: 0; or until a child proves unable to start: 1."""
+    def run(self, *, before: Callable[[], None] = lambda: None) -> int:
+        """Supervise until a signal stops it: 0; or until a child proves unable to start: 1.
+
+        `before` is called once signals are its own to count: for a caller who must not miss one that came earlier.
+        """
         with self._signals_counted():
+            before()
             try:
                 while not self._signals and not self._failed and not self.printer.broken:
                     self._tend()

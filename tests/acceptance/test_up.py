@@ -73,7 +73,8 @@ class Up:
 
     def stop(self, sig: signal.Signals) -> int:
         self.process.send_signal(sig)
-        return self.process.wait(STOPS)
+        assert wait_until(lambda: self.process.poll() is not None, STOPS), self.said()
+        return self.process.returncode
 
     def stops_without_a_trace(self, sig: signal.Signals) -> None:
         marks = self.marks()
