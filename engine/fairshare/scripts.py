@@ -129,16 +129,16 @@ class Wire:
         self._keep = keep
         self._lock = threading.Lock()
         self._kept: Any = None
+        #: What was told over the kept connection, whose replies have not been read.
+        self._told: list[Command] = []
         self._pid = os.getpid()
         self._used_at = 0.0
 
     def call(self, *commands: Command) -> list[Any]:
         """The replies, in order. Raises the first error among them, and what a broken connection raises."""
         if self._keep:
-            if self._pid != os.getpid():  # in a forked child, where nobody would ever release the lock
-                self._lock, self._kept, self._pid = threading.Lock(), None, os.getpid()
-            with self._lock:
-                replies = self._ask(self._alive(), commands)
+            with self._own_lock():
+                replies = self._ask(self._alive(), commands, told=self._take_told())
                 self._used_at = time.monotonic()
         else:
             connection = self._pool.get_connection()
@@ -151,43 +151,83 @@ class Wire:
                 raise reply
         return replies
 
+    def tell(self, command: Command) -> None:
+        """Sends a command over the kept connection, for Redis to work on while the caller goes on with its own work.
+
+        Its reply is read with those of the next call, which raises no error of it. Raises what a broken connection
+        raises. Without a kept connection this is `call`.
+        """
+        if not self._keep:
+            self.call(command)
+            return
+        with self._own_lock():
+            connection = self._alive()
+            try:
+                connection.send_packed_command([_packed([command])])
+            except BaseException:
+                self._drop(connection)
+                raise
+            self._told.append(command)
+
     def close(self) -> None:
         """Gives the kept connection back to its pool."""
         with self._lock:
             if self._kept is not None and self._pid == os.getpid():
+                if self._told:
+                    self._drop(self._kept)
                 self._pool.release(self._kept)
             self._kept = None
+
+    def _own_lock(self) -> threading.Lock:
+        if self._pid != os.getpid():  # in a forked child, where nobody would ever release the lock
+            self._lock, self._kept, self._told, self._pid = threading.Lock(), None, [], os.getpid()
+        return self._lock
+
+    def _take_told(self) -> list[Command]:
+        told, self._told = self._told, []
+        return told
+
+    def _drop(self, connection: Any) -> None:
+        """Replies may still be on their way: nobody must read them as answers to something else."""
+        self._told = []
+        connection.disconnect()
 
     def _alive(self) -> Any:
         """The kept connection, after a look at whether it still stands."""
         if self._kept is None:
             self._kept = self._pool.get_connection()
-        elif time.monotonic() - self._used_at > STALE_AFTER:
-            try:
-                broken = self._kept.can_read(timeout=0)
-            except (RedisConnectionError, OSError):
-                broken = True
-            if broken:
-                self._kept.disconnect()
+        elif time.monotonic() - self._used_at > STALE_AFTER and not self._stands(self._kept):
+            self._drop(self._kept)
         if self._kept._sock is None:
+            self._told = []
             self._kept.connect()  # sending would connect as well, but to where the master was, without asking Sentinel
         return self._kept
 
-    def _ask(self, connection: Any, commands: Sequence[Command]) -> list[Any]:
-        replies = self._exchange(connection, commands)
+    def _stands(self, connection: Any) -> bool:
+        try:
+            if told := self._take_told():
+                self._ask(connection, (), told=told)
+            return not connection.can_read(timeout=0)
+        except (RedisConnectionError, OSError):
+            return False
+
+    def _ask(self, connection: Any, commands: Sequence[Command], *, told: Sequence[Command] = ()) -> list[Any]:
+        """The replies to `commands`; those to what was `told` are read before, and count for nothing."""
+        replies = self._exchange(connection, commands, owed=len(told))
         unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:
+            sent = [*told, *commands]
             self._exchange(connection, loading())
-            for i, reply in zip(unknown, self._exchange(connection, [commands[i] for i in unknown]), strict=True):
+            for i, reply in zip(unknown, self._exchange(connection, [sent[i] for i in unknown]), strict=True):
                 replies[i] = reply
-        return replies
+        return replies[len(told) :]
 
-    @staticmethod
-    def _exchange(connection: Any, commands: Sequence[Command]) -> list[Any]:
+    def _exchange(self, connection: Any, commands: Sequence[Command], *, owed: int = 0) -> list[Any]:
         replies: list[Any] = []
         try:
-            connection.send_packed_command([_packed(commands)])
-            for _ in commands:
+            if commands:
+                connection.send_packed_command([_packed(commands)])
+            for _ in range(owed + len(commands)):
                 try:
                     replies.append(connection.read_response())
                 except ResponseError as error:
@@ -195,7 +235,6 @@ class Wire:
                         raise RedisConnectionError("the server has become a replica") from error
                     replies.append(error)
         except BaseException:
-            # Replies may still be on their way: nobody must read them as answers to something else.
-            connection.disconnect()
+            self._drop(connection)
             raise
         return replies

@@ -15,7 +15,7 @@ from bench.harness import Proxy
 from embedded.redis import RedisServer
 from engine.fairshare import Lanes
 from engine.fairshare.envelope import Envelope
-from engine.fairshare.hands import INBOX, Hands, Held
+from engine.fairshare.hands import PORTION, Hands, Held
 from engine.fairshare.hands import publish as post
 from engine.fairshare.scripts import Command, Keys, Wire, operation, scripts
 from tests.fairshare_waiting import until
@@ -257,11 +257,11 @@ def test_what_is_no_message_does_not_keep_the_others_from_being_registered(
 def test_publishing_alone_leaves_no_more_in_the_inbox_and_the_list_than_a_look_can_file(
     lanes: Lanes, pool: redis.ConnectionPool, redis_url: str
 ) -> None:
-    wire = Wire(pool)
+    wire = Wire(pool, keep=True)
     with redis.Redis.from_url(redis_url) as client:
         for number in range(500):
             post(wire, KEYS, Envelope(f"m{number}", f"t{number % 7}", "f", 0, f"n{number}", "", "{}"))
-            assert client.llen("{runs}:inbox") < INBOX
-            assert client.llen("runs") <= 128 + INBOX
+            assert client.llen("{runs}:inbox") <= PORTION
+            assert client.llen("runs") <= 128 + PORTION
     assert lanes.total().backlog == 500
     assert lanes.check() == []
