@@ -19,6 +19,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     Double,
     ForeignKey,
@@ -474,6 +475,82 @@ decryptions = Table(
     Index("ix_decryptions_unsealed", "tenant_id", postgresql_where=text("sealed_by IS NULL")),
     Index("ix_decryptions_tenant_id_credential_id", "tenant_id", "credential_id", "id"),
     # Besides, the tenant role may INSERT every column but id, at and sealed_by; the system role UPDATE the last.
+    info=_tenant_info(grants=("SELECT",)),
+)
+
+plan_prices = Table(
+    "plan_prices",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("plan", Text, ForeignKey("plans.name", name="fk_plan_prices_plan"), nullable=False),
+    Column("starts", Date, nullable=False, doc="the first of the month from which on it holds"),
+    Column("currency", Text, nullable=False),
+    Column("base", BigInteger, nullable=False, doc="this and `per_thousand` in minor units"),
+    Column("included", BigInteger, nullable=False),
+    Column("per_thousand", BigInteger, nullable=False),
+    _moment("created_at", now=True),
+    CheckConstraint("base >= 0 AND included >= 0 AND per_thousand >= 0", name="not_negative"),
+    CheckConstraint("extract(day FROM starts) = 1", name="first_of_month"),
+    Index("ix_plan_prices_plan_starts", "plan", "starts"),
+    info=_tenant_info(visible="true", grants=("SELECT",)),
+)
+
+# A trigger of `tenants` writes it, at every change of a plan.
+plan_terms = Table(
+    "plan_terms",
+    metadata,
+    _tenant_id(primary_key=True),
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("plan", Text, nullable=False),
+    _moment("since", nullable=False),
+    _of_tenant("plan_terms"),
+    info=_tenant_info(grants=("SELECT",)),
+)
+
+# Append-only, for the system role too.
+invoices = Table(
+    "invoices",
+    metadata,
+    _tenant_id(primary_key=True),
+    Column("period", Text, primary_key=True, doc="such as 2026-10"),
+    Column("id", Text, nullable=False, unique=True),
+    Column("document", JSONB, nullable=False),
+    Column("position", BigInteger, nullable=False, doc="the newest row of the ledger that was there"),
+    _moment("closed_at", nullable=False),
+    _of_tenant("invoices"),
+    Index("ix_invoices_period", "period"),
+    info=_tenant_info(grants=("SELECT",)),
+)
+
+billing_accounts = Table(
+    "billing_accounts",
+    metadata,
+    _tenant_id(primary_key=True),
+    Column("customer", Text, nullable=False, doc="the provider's id of the tenant"),
+    _moment("export_from", nullable=False),
+    _of_tenant("billing_accounts"),
+    info=_tenant_info(grants=("SELECT",)),
+)
+
+meter_exports = Table(
+    "meter_exports",
+    metadata,
+    _tenant_id(primary_key=True),
+    Column("hour", DateTime(timezone=True), primary_key=True),
+    Column("seq", Integer, primary_key=True, autoincrement=False, doc="1, and more for what was recorded later"),
+    Column("identifier", Text, nullable=False, unique=True),
+    Column("customer", Text, nullable=False),
+    Column("quantity", BigInteger, nullable=False),
+    Column("state", Text, nullable=False, server_default="planned"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    _moment("sent_first_at"),
+    _moment("claimed_until"),
+    _moment("sent_at"),
+    Column("error", Text),
+    _of_tenant("meter_exports"),
+    CheckConstraint(_one_of("state", ("planned", "sent", "refused", "unknown")), name="state"),
+    CheckConstraint("(state = 'sent') = (sent_at IS NOT NULL)", name="sent"),
+    Index("ix_meter_exports_planned", "hour", "tenant_id", postgresql_where=text("state = 'planned'")),
     info=_tenant_info(grants=("SELECT",)),
 )
 

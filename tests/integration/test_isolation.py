@@ -42,6 +42,12 @@ INSERT INTO audit (tenant_id, actor, action) VALUES ('{t}', 'user_{t}', 'x.y');
 INSERT INTO decryptions (tenant_id, credential_id, run_id, step_id, attempt)
     VALUES ('{t}', 'cred_{t}', 'run_{t}', 's', 1);
 INSERT INTO logs (id, workflow_id, tenant_id, status) VALUES ('log_{t}', 'wf_{t}', '{t}', 'success');
+INSERT INTO plan_terms (tenant_id, plan, since) VALUES ('{t}', 'free', now());
+INSERT INTO invoices (tenant_id, period, id, document, position, closed_at)
+    VALUES ('{t}', '2026-01', 'inv_{t}', '{{}}', 0, now());
+INSERT INTO billing_accounts (tenant_id, customer, export_from) VALUES ('{t}', 'cus_{t}', now());
+INSERT INTO meter_exports (tenant_id, hour, seq, identifier, customer, quantity)
+    VALUES ('{t}', now(), 1, 'meter_{t}', 'cus_{t}', 1);
 """
 
 
@@ -139,9 +145,9 @@ def test_truncate_which_no_policy_stops_is_not_granted(database: Database, table
     assert isinstance(_refused(database, f"TRUNCATE {table} CASCADE"), pg.InsufficientPrivilege)
 
 
-@pytest.mark.parametrize("table", ["usage", "audit"])
+@pytest.mark.parametrize("table", ["usage", "audit", "invoices"])
 @pytest.mark.parametrize("verb", ["UPDATE {} SET tenant_id = tenant_id", "DELETE FROM {}"])
-def test_nobody_of_ours_changes_the_ledger_or_the_audit(database: Database, table: str, verb: str) -> None:
+def test_nobody_of_ours_changes_the_ledger_the_audit_or_an_invoice(database: Database, table: str, verb: str) -> None:
     assert isinstance(_refused(database, verb.format(table)), pg.InsufficientPrivilege)
     with pytest.raises(sa.exc.ProgrammingError), database.system() as session:
         session.execute(sa.text(verb.format(table)))
