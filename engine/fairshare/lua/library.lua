@@ -14,7 +14,7 @@
 --   inbox          list    what was published since the last operation, oldest first: "1", id, again, lane, joined by
 --                          \31, then \n, then the entry. Every operation files them first (`open`), so that nobody ever
 --                          sees them here: a publish is two plain writes, and filing many at once is cheaper than one
---                          by one. A publisher that makes it INBOX of them has them filed
+--                          by one. A publisher that finds several has them filed
 --   messages       hash    id -> entry, from publish until ack. An entry is one line of fields and the payload:
 --                          "1", tenant, flow, priority, deliveries, nonce, joined by \31, then \n, then the payload
 --   flow:<t>\31<f> zset    id -> score, the waiting messages of one flow. The score is priority * 2^45 + place, the
