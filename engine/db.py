@@ -22,7 +22,7 @@ import psycopg
 import pydantic_core
 import sqlalchemy
 from psycopg import sql
-from psycopg.pq import ExecStatus
+from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.rows import dict_row
 from psycopg.types import json as psycopg_json
 from sqlalchemy import exc
@@ -135,8 +135,11 @@ class SystemSession(Session):
         driver.execute(_ACT, (TENANT_ROLE, tenant_id))
         session = TenantSession(self._connection, tenant_id)
         session._after_commit = self._after_commit
-        yield session
-        driver.execute(_ACT, (SYSTEM_ROLE, ""))
+        try:
+            yield session
+        finally:
+            if driver.info.transaction_status is TransactionStatus.INTRANS:  # else its rollback undoes this, too
+                driver.execute(_ACT, (SYSTEM_ROLE, ""))
 
 
 class Database:

@@ -196,6 +196,9 @@ class Live:
             except Unavailable as error:
                 log.warning("watching_interrupted", reason=error.detail)
                 continue
+            except Exception:  # whatever it was: those who listen still do
+                log.exception("watching_interrupted")
+                continue
             for watch in self._watches:
                 mark = marks.get(watch.of)
                 if mark != watch.mark:

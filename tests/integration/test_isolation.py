@@ -34,6 +34,11 @@ INSERT INTO runs (tenant_id, id, workflow_id, version, status, trigger, input)
 INSERT INTO steps (tenant_id, run_id, step_id, status, attempt) VALUES ('{t}', 'run_{t}', 's', 'running', 1);
 INSERT INTO execution_logs (tenant_id, run_id, level, message) VALUES ('{t}', 'run_{t}', 'info', 'm');
 INSERT INTO usage (tenant_id, kind, run_id, workflow_id) VALUES ('{t}', 'execution', 'run_{t}', 'wf_{t}');
+INSERT INTO usage_hourly (tenant_id, hour, kind, workflow_id, quantity, seconds, bytes_in, bytes_out)
+    VALUES ('{t}', now(), 'execution', 'wf_{t}', 1, 0, 0, 0);
+INSERT INTO usage_monthly (tenant_id, period, kind, workflow_id, quantity, seconds, bytes_in, bytes_out)
+    VALUES ('{t}', '2026-01-01', 'execution', 'wf_{t}', 1, 0, 0, 0);
+INSERT INTO quota_counters (tenant_id, period, slot, used, room) VALUES ('{t}', '2026-01-01', 0, 1, 0);
 INSERT INTO invites (id, tenant_id, email, role, token_hash, expires_at)
     VALUES ('inv_{t}', '{t}', 'x@example.com', 'member', '{t}'::bytea, now());
 INSERT INTO api_keys (id, tenant_id, name, prefix, secret_hash, scopes)
@@ -174,6 +179,13 @@ def test_the_system_acts_for_one_tenant_and_then_for_all_again(database: Databas
     with database.system() as session:
         with session.acting_for("a") as tenant:
             assert tenant.execute(sa.text("SELECT id FROM runs")).scalars().all() == ["run_a"]
+        assert set(session.execute(sa.text("SELECT id FROM runs")).scalars()) == {"run_a", "run_b"}
+
+
+def test_the_system_sees_all_again_when_acting_for_a_tenant_raised(database: Database) -> None:
+    with database.system() as session:
+        with pytest.raises(LookupError), session.acting_for("a"):
+            raise LookupError
         assert set(session.execute(sa.text("SELECT id FROM runs")).scalars()) == {"run_a", "run_b"}
 
 
