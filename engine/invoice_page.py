@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
+from datetime import date, timedelta
 from html import escape
 from typing import Any
 
@@ -54,8 +55,8 @@ def as_html(invoice: Mapping[str, Any]) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<style>{_STYLE}</style><title>{title}</title><h1>{title}</h1>{_head(invoice)}"
-        '<table><thead><tr><th>Line<th>From<th>To<th class="n">Quantity<th class="n">Price<th class="n">Amount'
-        f"</thead><tbody>{rows}</tbody><tfoot>{sums}</tfoot></table></html>"
+        '<table><thead><tr><th>Line<th>First day<th>Last day<th class="n">Quantity<th class="n">Price'
+        f'<th class="n">Amount</thead><tbody>{rows}</tbody><tfoot>{sums}</tfoot></table></html>'
     )
 
 
@@ -71,7 +72,8 @@ def _row(line: Mapping[str, Any]) -> str:
     unit = {"base": "a month"}.get(line["kind"], "a thousand")
     price = "-" if line["unit_price"] is None else f"{line['unit_price']} {line['currency']} {unit}"
     amount = f"{line['amount']} {line['currency'] or ''}"
-    texts = "".join(f"<td>{escape(line[name])}</td>" for name in ("description", "from", "to"))
+    last = date.fromisoformat(line["to"]) - timedelta(days=1)
+    texts = "".join(f"<td>{escape(text)}</td>" for text in (line["description"], line["from"], last.isoformat()))
     quantity = f"{line['quantity']:,} {'days' if line['kind'] == 'base' else ''}"
     figures = "".join(f'<td class="n">{escape(text.strip())}</td>' for text in (quantity, price, amount))
     return f"<tr>{texts}{figures}</tr>"

@@ -16,9 +16,9 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 60
 
 PURE = {
     "answers", "cel_child", "cel_pool", "cel_source", "cel_wire", "common_passwords", "definition", "definition_checks",
-    "definition_faults", "document_text", "durations", "errors", "expressions", "graph", "ids", "invoice", "invoice_page", "legacy_form",
-    "passwords", "permissions", "ports", "redaction", "resume_links", "retry", "states", "step", "templates",
-    "workflow",
+    "definition_faults", "document_text", "durations", "errors", "expressions", "graph", "ids", "invoice",
+    "invoice_page", "legacy_form", "passwords", "permissions", "ports", "redaction", "resume_links", "retry", "states",
+    "step", "templates", "workflow",
 }  # fmt: skip
 IO = ["settings", "logs", "metrics", "sql", "db", "models", "repository", "vault"]
 SERVICES: dict[str, set[str]] = {
