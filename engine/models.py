@@ -12,8 +12,6 @@ Foreign keys between tenant tables are composite, ``(tenant_id, id)``: a row can
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -21,14 +19,11 @@ from sqlalchemy import (
     Column,
     Date,
     DateTime,
-    Double,
     ForeignKey,
-    ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     Sequence,
     SmallInteger,
     Table,
@@ -39,56 +34,20 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from engine.models_usage import quota_counters as quota_counters
+from engine.models_usage import usage as usage
+from engine.models_usage import usage_hourly as usage_hourly
+from engine.models_usage import usage_monthly as usage_monthly
+from engine.models_usage import usage_rollups as usage_rollups
+from engine.schema import APPEND_GRANTS, CURRENT_TENANT, ROLES
+from engine.schema import in_tenant as _in_tenant
+from engine.schema import metadata as metadata
+from engine.schema import moment as _moment
+from engine.schema import of_tenant as _of_tenant
+from engine.schema import one_of as _one_of
+from engine.schema import tenant_id as _tenant_id
+from engine.schema import tenant_info as _tenant_info
 from engine.states import RunState, StepState
-
-CURRENT_TENANT = "nullif(current_setting('app.tenant_id', true), '')"
-
-FULL_GRANTS = ("SELECT", "INSERT", "UPDATE", "DELETE")
-APPEND_GRANTS = ("SELECT", "INSERT")
-ROLES = ("owner", "admin", "member", "viewer")
-
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-
-def _tenant_info(*, visible: str = f"tenant_id = {CURRENT_TENANT}", grants: tuple[str, ...] = FULL_GRANTS) -> Any:
-    return {"visible": visible, "grants": grants}
-
-
-def _tenant_id(*, primary_key: bool = False) -> Column[str]:
-    return Column("tenant_id", Text, primary_key=primary_key, nullable=False)
-
-
-def _moment(name: str, *, nullable: bool = True, now: bool = False) -> Column[Any]:
-    default = func.now() if now else None
-    return Column(name, DateTime(timezone=True), nullable=nullable and not now, server_default=default)
-
-
-def _one_of(column: str, values: Any) -> str:
-    return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
-
-
-def _in_tenant(*, name: str, target: str, columns: tuple[str, ...], keys: tuple[str, ...]) -> ForeignKeyConstraint:
-    """A foreign key that cannot leave the tenant, and follows when a workflow moves to another."""
-    return ForeignKeyConstraint(
-        ("tenant_id", *columns),
-        [f"{target}.{key}" for key in ("tenant_id", *keys)],
-        name=name,
-        onupdate="CASCADE",
-        ondelete="CASCADE",
-    )
-
-
-def _of_tenant(table: str) -> ForeignKeyConstraint:
-    return ForeignKeyConstraint(("tenant_id",), ["tenants.id"], name=f"fk_{table}_tenant_id", ondelete="CASCADE")
-
 
 limits_version = Sequence("limits_version", metadata=metadata)
 """Orders all configurations of all lanes: a lane never goes back to an older one."""
@@ -335,6 +294,9 @@ runs = Table(
         "id",
         postgresql_where=text("wait_reason = 'concurrency'"),
     ),
+    # For admission: who waits for a worker, counted when a limit is near, and who is held over a quota.
+    Index("ix_runs_backlog", "tenant_id", postgresql_where=text("finished_at IS NULL AND wait_reason IS NULL")),
+    Index("ix_runs_held", "tenant_id", "id", postgresql_where=text("wait_reason = 'quota'")),
     Index("ix_runs_waits_for_runs", "id", postgresql_where=text("wait_reason IN ('workflow', 'concurrency')")),
     info=_tenant_info(),
 )
@@ -376,23 +338,6 @@ execution_logs = Table(
     _moment("at", now=True),
     _in_tenant(name="fk_execution_logs_run", target="runs", columns=("run_id",), keys=("id",)),
     info=_tenant_info(grants=("SELECT", "INSERT", "DELETE")),
-)
-
-usage = Table(
-    "usage",
-    metadata,
-    _tenant_id(primary_key=True),
-    Column("id", BigInteger, Identity(always=True), primary_key=True),
-    _moment("at", now=True),
-    Column("kind", Text, nullable=False, doc="execution or action_call"),
-    Column("run_id", Text, nullable=False),
-    Column("workflow_id", Text, nullable=False),
-    Column("action", Text),
-    Column("quantity", Integer, nullable=False, server_default="1"),
-    Column("seconds", Double, nullable=False, server_default="0", doc="of a worker"),
-    _of_tenant("usage"),
-    Index("ix_usage_tenant_id_at", "tenant_id", "at"),
-    info=_tenant_info(grants=APPEND_GRANTS),
 )
 
 invites = Table(

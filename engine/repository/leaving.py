@@ -18,6 +18,7 @@ from engine.models import audit, data_keys, metadata, runs, tenants, users
 ARCHIVED = (
     "tenants", "memberships", "users", "invites", "api_keys", "credentials", "workflows", "workflow_versions",
     "triggers", "poll_items", "runs", "steps", "execution_logs", "usage", "decryptions", "logs",
+    "usage_hourly", "usage_monthly", "quota_counters",
     "plan_terms", "invoices", "billing_accounts", "meter_exports",
 )  # fmt: skip
 """The tables of an archive; the audit is in it too, in its own form."""

@@ -311,3 +311,51 @@ WHERE w.deleted_at IS NULL AND EXISTS (
 )
 ORDER BY w.name, w.id
 LIMIT 20;
+
+-- name: roll_up_usage
+-- Why by transactions: numbers become visible out of order; below the oldest transaction under way nothing comes any more.
+WITH mark AS MATERIALIZED (
+    SELECT xid AS low, pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS high
+    FROM usage_rollups WHERE name = 'usage'
+    FOR UPDATE SKIP LOCKED
+), fresh AS MATERIALIZED (
+    SELECT u.tenant_id, date_trunc('hour', u.at, 'UTC') AS hour, u.kind, u.workflow_id, coalesce(u.action, '') AS action,
+           sum(u.quantity)::bigint AS quantity, sum(u.seconds) AS seconds, sum(u.bytes_in)::bigint AS bytes_in,
+           sum(u.bytes_out)::bigint AS bytes_out, count(*) AS n
+    FROM mark JOIN usage u ON u.xid >= mark.low AND u.xid < mark.high
+    GROUP BY 1, 2, 3, 4, 5
+), hourly AS (
+    INSERT INTO usage_hourly AS h (tenant_id, hour, kind, workflow_id, action, quantity, seconds, bytes_in, bytes_out)
+    SELECT tenant_id, hour, kind, workflow_id, action, quantity, seconds, bytes_in, bytes_out FROM fresh
+    ON CONFLICT (tenant_id, hour, kind, workflow_id, action) DO UPDATE SET
+        quantity = h.quantity + excluded.quantity, seconds = h.seconds + excluded.seconds,
+        bytes_in = h.bytes_in + excluded.bytes_in, bytes_out = h.bytes_out + excluded.bytes_out
+), monthly AS (
+    INSERT INTO usage_monthly AS m (tenant_id, period, kind, workflow_id, action, quantity, seconds, bytes_in, bytes_out)
+    SELECT tenant_id, date_trunc('month', hour AT TIME ZONE 'UTC')::date, kind, workflow_id, action, sum(quantity),
+           sum(seconds), sum(bytes_in), sum(bytes_out)
+    FROM fresh GROUP BY 1, 2, 3, 4, 5
+    ON CONFLICT (tenant_id, period, kind, workflow_id, action) DO UPDATE SET
+        quantity = m.quantity + excluded.quantity, seconds = m.seconds + excluded.seconds,
+        bytes_in = m.bytes_in + excluded.bytes_in, bytes_out = m.bytes_out + excluded.bytes_out
+), moved AS (
+    UPDATE usage_rollups r SET xid = mark.high FROM mark WHERE r.name = 'usage' AND mark.high > mark.low
+)
+SELECT coalesce((SELECT sum(n) FROM fresh), 0)::bigint AS rows FROM mark;
+
+-- name: usage_of_month
+-- Why both in one statement: the mark of the roll-up and the rows behind it belong together.
+SELECT kind, workflow_id, action, sum(quantity)::bigint AS quantity, sum(seconds) AS seconds,
+       sum(bytes_in)::bigint AS bytes_in, sum(bytes_out)::bigint AS bytes_out
+FROM (
+    SELECT kind, workflow_id, action, quantity, seconds, bytes_in, bytes_out
+    FROM usage_monthly WHERE tenant_id = :tenant_id AND period = :period::date
+    UNION ALL
+    SELECT u.kind, u.workflow_id, coalesce(u.action, ''), u.quantity, u.seconds, u.bytes_in, u.bytes_out
+    FROM usage u
+    WHERE u.tenant_id = :tenant_id AND u.xid >= (SELECT xid FROM usage_rollups WHERE name = 'usage')
+      AND u.at >= :period::date::timestamp AT TIME ZONE 'UTC'
+      AND u.at < (:period::date + interval '1 month') AT TIME ZONE 'UTC'
+) parts
+GROUP BY 1, 2, 3
+ORDER BY 1, 2, 3;

@@ -20,7 +20,7 @@ PURE = {
     "invoice_page", "legacy_form", "passwords", "permissions", "ports", "redaction", "resume_links", "retry", "states",
     "step", "templates", "workflow",
 }  # fmt: skip
-IO = ["settings", "logs", "metrics", "sql", "db", "models", "repository", "vault"]
+IO = ["settings", "logs", "metrics", "sql", "db", "schema", "models_usage", "models", "repository", "vault"]
 SERVICES: dict[str, set[str]] = {
     "execution": set(),
     "heartbeat": {"execution"},
@@ -47,8 +47,11 @@ SERVICES: dict[str, set[str]] = {
         "quotas",
         "usage",
     },
+    "usage": set(),
+    "quotas": {"usage"},
     "runs": {"quotas"},
     "sweeper": {"runs"},
+    "held": {"quotas", "runs", "usage"},
     "workflows": {"runs"},
     "audit": set(),
     "breaker": set(),

@@ -1,0 +1,102 @@
+"""The tables of what is used: the ledger, its roll-ups, and the counters that admit runs.
+
+`usage` is append-only and the truth: `usage_hourly`, `usage_monthly` and `quota_counters` can be made again from it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Date,
+    DateTime,
+    Double,
+    Identity,
+    Index,
+    Integer,
+    SmallInteger,
+    Table,
+    Text,
+    text,
+)
+
+from engine.schema import APPEND_GRANTS, metadata, moment, of_tenant, one_of, tenant_id, tenant_info
+
+usage = Table(
+    "usage",
+    metadata,
+    tenant_id(primary_key=True),
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    moment("at", now=True),
+    Column("kind", Text, nullable=False, doc="see `engine.usage.Kind`"),
+    Column("run_id", Text, doc="NULL for what was rejected: there is none"),
+    Column("workflow_id", Text, nullable=False),
+    Column("action", Text),
+    Column("quantity", Integer, nullable=False, server_default="1"),
+    Column("seconds", Double, nullable=False, server_default="0", doc="of a worker"),
+    Column("outcome", Text, doc="of action_call: the state of its step; of rejected: the code"),
+    Column("bytes_in", BigInteger, nullable=False, server_default="0", doc="what an action answered, as JSON"),
+    Column("bytes_out", BigInteger, nullable=False, server_default="0", doc="what an action was given, as JSON"),
+    Column(
+        "xid",
+        BigInteger,
+        nullable=False,
+        server_default=text("((pg_current_xact_id())::text)::bigint"),
+        doc="the transaction that wrote it, for the roll-up",
+    ),
+    of_tenant("usage"),
+    CheckConstraint(one_of("kind", ("execution", "action_call", "worker_seconds", "held", "rejected")), name="kind"),
+    CheckConstraint("run_id IS NOT NULL OR kind = 'rejected'", name="run"),
+    Index("ix_usage_tenant_id_at", "tenant_id", "at"),
+    Index("ix_usage_xid", "xid"),
+    info=tenant_info(grants=APPEND_GRANTS),
+)
+
+
+def _rollup(name: str, period: Column[Any]) -> Table:
+    """Sums of the ledger over a period, made by `engine.usage.RollUp`."""
+    return Table(
+        name,
+        metadata,
+        tenant_id(primary_key=True),
+        period,
+        Column("kind", Text, primary_key=True),
+        Column("workflow_id", Text, primary_key=True),
+        Column("action", Text, primary_key=True, server_default=""),
+        Column("quantity", BigInteger, nullable=False),
+        Column("seconds", Double, nullable=False),
+        Column("bytes_in", BigInteger, nullable=False),
+        Column("bytes_out", BigInteger, nullable=False),
+        of_tenant(name),
+        info=tenant_info(grants=("SELECT",)),
+    )
+
+
+usage_hourly = _rollup("usage_hourly", Column("hour", DateTime(timezone=True), primary_key=True))
+usage_monthly = _rollup("usage_monthly", Column("period", Date, primary_key=True))
+
+usage_rollups = Table(
+    "usage_rollups",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("xid", BigInteger, nullable=False, doc="the ledger's rows of transactions before this one are rolled up"),
+    info=tenant_info(visible="true", grants=("SELECT",)),
+)
+
+quota_counters = Table(
+    "quota_counters",
+    metadata,
+    tenant_id(primary_key=True),
+    Column("period", Date, primary_key=True, doc="the first day of a month, UTC"),
+    Column("slot", SmallInteger, primary_key=True, autoincrement=False),
+    Column("used", BigInteger, nullable=False, doc="executions admitted; what counts is the sum over the slots"),
+    Column("room", BigInteger, nullable=False, doc="how many more this slot may admit before somebody must count"),
+    Column("monthly", BigInteger, doc="the limits that the room was divided by"),
+    Column("queued", BigInteger),
+    of_tenant("quota_counters"),
+    postgresql_with={"fillfactor": 50},
+    info=tenant_info(grants=("SELECT", "INSERT", "UPDATE")),
+)
