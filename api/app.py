@@ -23,6 +23,7 @@ from api.openapi import Application
 from api.routes import (
     audit,
     auth,
+    billing,
     catalog,
     credentials,
     health,
@@ -40,7 +41,22 @@ from api.throttle import Throttle
 from engine import logs
 from engine.live import Live
 
-ROUTERS = (webhooks, auth, tenants, members, keys, audit, credentials, workflows, runs, resume, live, catalog, health)
+ROUTERS = (
+    webhooks,
+    auth,
+    tenants,
+    members,
+    keys,
+    audit,
+    credentials,
+    workflows,
+    runs,
+    resume,
+    live,
+    catalog,
+    billing,
+    health,
+)
 """Webhooks first: routes are tried in this order, and those are the many."""
 
 CORS: dict[str, Any] = {

@@ -45,6 +45,7 @@ class Permission(StrEnum):
     MEMBERS_MANAGE = "members:manage"
     KEYS_MANAGE = "keys:manage"
     AUDIT_READ = "audit:read"
+    BILLING_READ = "billing:read"
     TENANT_WRITE = "tenant:write"
 
 
@@ -61,6 +62,7 @@ _ADMIN = _MEMBER | {
     Permission.MEMBERS_MANAGE,
     Permission.KEYS_MANAGE,
     Permission.AUDIT_READ,
+    Permission.BILLING_READ,
 }
 
 ROLES: Mapping[Role, frozenset[Permission]] = {
@@ -92,6 +94,7 @@ MEANINGS: Mapping[Permission, str] = {
     Permission.MEMBERS_MANAGE: "invite people, change roles below or like one's own, remove members",
     Permission.KEYS_MANAGE: "make, see and revoke API keys that may no more than oneself",
     Permission.AUDIT_READ: "read the audit, and which run had which credential decrypted",
+    Permission.BILLING_READ: "see the invoices",
     Permission.TENANT_WRITE: "rename the organization",
 }
 """A few words for each; shown by the API, by ``fairlane tenants roles`` and in docs/organizations.md."""

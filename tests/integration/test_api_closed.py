@@ -50,6 +50,7 @@ CLOSED: dict[tuple[str, str], tuple[Permission, Any]] = {
     ("GET", "/api/credentials/{credential_id}/decryptions"): (P.AUDIT_READ, None),
     ("GET", "/api/credentials/{credential_id}/workflows"): (P.CREDENTIALS_READ, None),
     ("GET", "/api/roles"): (P.CATALOG_READ, None),
+    ("GET", "/api/billing/invoice"): (P.BILLING_READ, None),
     ("GET", "/api/credentials"): (P.CREDENTIALS_READ, None),
     ("POST", "/api/credentials"): (P.CREDENTIALS_WRITE, {"service": "http", "data": {"bearer": "abcdef"}}),
     ("PUT", "/api/credentials/{credential_id}"): (P.CREDENTIALS_WRITE, {"data": {"bearer": "abcdef"}}),
