@@ -185,6 +185,8 @@ def _bare(step: Step) -> Iterator[Source]:
     """The expressions that are written without braces, their place inside the step."""
     if step.if_ is not None:
         yield "if", step.if_, "condition"
+    if step.template_data is not None and step.template_data.step is not None:
+        yield "template_data/step", f"steps.{step.template_data.step}.output", "value"
     if step.for_each is not None:
         yield "for_each", step.for_each.items, "value"
     if step.wait is not None and step.wait.until is not None:

@@ -21,10 +21,10 @@ from pydantic import ValidationError
 
 from engine.definition import Step, Workflow
 from engine.errors import ExpressionFailed, Fault, InvalidInput
-from engine.expressions import Evaluator, Room, expressions_in, render_legacy, step_references
+from engine.expressions import Evaluator, Room, expressions_in, legacy_data, render_legacy, step_references
 from engine.ports import Action, Json
 from engine.states import StepState
-from engine.step import ForEach, Switch, Wait
+from engine.step import ForEach, Switch, TemplateData, Wait
 from engine.templates import pointer
 
 MASK = "**********"
@@ -180,9 +180,9 @@ class DryRun:
 
     def _with(self, step: Step, walk: _Walk, unknown: list[dict[str, Json]]) -> Json:
         if step.templates == "legacy":
-            trigger = walk.roots["trigger"]
-            body = trigger.get("body") if isinstance(trigger, Mapping) else None
-            return render_legacy(step.with_, body, room=walk.room)
+            given = step.template_data or TemplateData()
+            data = legacy_data(walk.roots, step=given.step, defaults=given.defaults)
+            return render_legacy(step.with_, data, room=walk.room)
         return self._rendered(step.with_, "/with", walk, unknown)
 
     def _rendered(self, value: Json, place: str, walk: _Walk, unknown: list[dict[str, Json]]) -> Json:

@@ -26,7 +26,7 @@ from engine.cel_source import Path, at, dead_end, item_root, kind, needed, only_
 from engine.cel_wire import DEPTH_LIMIT, ROOTS
 from engine.errors import ExpressionFailed, ExpressionInvalid, Fault
 from engine.ports import Json
-from engine.templates import Room, Template, expressions_in, filled, mapped, render_legacy, templates
+from engine.templates import Room, Template, expressions_in, filled, legacy_data, mapped, render_legacy, templates
 
 __all__ = [
     "CONTEXT_LIMIT",
@@ -37,6 +37,7 @@ __all__ = [
     "Template",
     "expressions_in",
     "item_root",
+    "legacy_data",
     "render_legacy",
     "step_references",
     "templates",

@@ -21,7 +21,7 @@ from engine.control import choose, take_up, wait
 from engine.db import Row, TenantSession
 from engine.errors import Cancelled, ExpressionFailed, Fatal, VaultError
 from engine.execution import Execution, StepResult
-from engine.expressions import Evaluator, render_legacy
+from engine.expressions import Evaluator, legacy_data, render_legacy
 from engine.outcomes import failed, with_result
 from engine.patience import patiently
 from engine.perform import perform
@@ -29,6 +29,7 @@ from engine.ports import Action, Json
 from engine.redaction import Redactor
 from engine.repository import credentials, runs
 from engine.states import StepState
+from engine.step import TemplateData
 from engine.tools import Tools
 from engine.vault import Vault
 
@@ -86,7 +87,9 @@ def resolve_inputs(execution: Execution, tools: Tools) -> Execution:
 
 def _render(execution: Execution, evaluator: Evaluator) -> Json:
     if execution.step.templates == "legacy":
-        return render_legacy(execution.step.with_, execution.run.input.get("body"))
+        given = execution.step.template_data or TemplateData()
+        data = legacy_data(execution.roots, step=given.step, defaults=given.defaults)
+        return render_legacy(execution.step.with_, data)
     return evaluator.render(execution.step.with_, execution.roots)
 
 

@@ -27,7 +27,7 @@ ID_PATTERN = r"^[a-z][a-z0-9_]{0,63}$"
 MAX_PARALLEL_ITEMS = 20
 MAX_CASES = 20
 KINDS = ("action", "wait", "switch")
-_OF_ACTIONS = ("with_", "credential", "retry", "timeout", "templates", "for_each", "on_unknown")
+_OF_ACTIONS = ("with_", "credential", "retry", "timeout", "templates", "template_data", "for_each", "on_unknown")
 
 
 class Part(BaseModel):
@@ -130,6 +130,15 @@ class Switch(Part):
         return tuple(dict.fromkeys([*named, *self.else_]))
 
 
+class TemplateData(Part):
+    """What the ``{{dotted.paths}}`` of a legacy step lead into: the webhook's body unless `step` is given."""
+
+    step: str | None = None
+    """An earlier step, whose output it is."""
+    defaults: dict[str, Any] = Field(default_factory=dict)
+    """Values for first names that the body does not have."""
+
+
 class Step(Part):
     """One action with its input, a wait, or a switch. `needs` left out means: after the step before it."""
 
@@ -152,6 +161,8 @@ class Step(Part):
     """What follows when its worker died while the effect was tried, so that nobody knows whether it happened."""
     templates: Literal["cel", "legacy"] = "cel"
     """``legacy``: strings hold ``{{dotted.paths}}`` into the webhook's body instead of CEL."""
+    template_data: TemplateData | None = None
+    """With ``templates: legacy``: where else the paths lead."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:

@@ -141,3 +141,21 @@ def render_legacy(template: Json, body: Json, *, room: Room | None = None) -> Js
         return counted.text(value)
 
     return mapped(template, lambda text: _LEGACY.sub(fill, text))
+
+
+def legacy_data(
+    roots: Mapping[str, Json], *, step: str | None = None, defaults: Mapping[str, Json] | None = None
+) -> Json:
+    """What legacy paths lead into: an earlier step's output, else the webhook's body with `defaults` under it."""
+    if step is not None:
+        return _within(roots.get("steps"), step, "output")
+    body = _within(roots.get("trigger"), "body")
+    if not defaults or not (body is None or isinstance(body, Mapping)):
+        return body
+    return {**defaults, **(body or {})}
+
+
+def _within(value: Json, *names: str) -> Json:
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value

@@ -15,22 +15,28 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 
-def _config(database_url: str) -> Config:
+def _config(target: str | Connection) -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     config.set_main_option("path_separator", "os")
-    config.attributes["url"] = database_url
+    config.attributes["url" if isinstance(target, str) else "connection"] = target
     return config
 
 
-def upgrade(database_url: str, revision: str = "head") -> None:
-    """Bring the schema up to `revision`; a no-op when it is there. `database_url` begins with postgresql+psycopg://."""
-    command.upgrade(_config(database_url), revision)
+def upgrade(target: str | Connection, revision: str = "head") -> None:
+    """Bring the schema up to `revision`; a no-op when it is there.
+
+    `target` is a URL that begins with postgresql+psycopg://, or a connection in a transaction that becomes part of it.
+    """
+    command.upgrade(_config(target), revision)
 
 
-def downgrade(database_url: str, revision: str) -> None:
-    """Take the schema back to `revision`; refuses with one sentence where that would lose data."""
-    command.downgrade(_config(database_url), revision)
+def downgrade(target: str | Connection, revision: str) -> None:
+    """Take the schema back to `revision`; refuses with one sentence where that would lose data.
+
+    To take back an adoption is `migrations.adopt.take_back`.
+    """
+    command.downgrade(_config(target), revision)
 
 
 def head() -> str:

@@ -23,7 +23,7 @@ class Kind(StrEnum):
     BROKEN = "broken"
     """A credential that was carried over and cannot be used."""
     INACTIVE = "inactive"
-    """A workflow that was active, was carried over, and cannot run; the reason stands on the workflow."""
+    """A workflow that was carried over and cannot run; the reason stands on the workflow."""
     NOTED = "noted"
     """It was carried over whole; an operator should know of it nevertheless, such as emails that differ by case."""
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import datetime
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
+import migrations
+from engine.db import SYSTEM_ROLE
 from engine.ports import Action
+from engine.vault import Vault
 from engine.workflows import TriggerKinds
-from migrations.legacy.findings import Conversion, Progress
-
-if TYPE_CHECKING:
-    from engine.vault import Vault
+from migrations.legacy import conversion, filling, history, secrets, sorting, staging
+from migrations.legacy.conversion import Converter
+from migrations.legacy.findings import TABLES, Conversion, Count, Finding, Kind, Progress
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the conversion must know of the engine: ``Parts(Vault(MasterKeyRing(...)), actions.build(), KINDS)``."""
+    """What the conversion must know of the engine: ``Parts(Vault(...), actions.build(), triggers.KINDS, old_key)``."""
 
     vault: Vault
     actions: Mapping[str, Action]
@@ -31,4 +33,59 @@ def travel(connection: Connection, parts: Parts, progress: Progress) -> Conversi
     """Go the whole road. Schema ``fairlane_legacy`` is filled; schema public has nothing of Fairlane, or only a schema
     without users, which is replaced. `connection` is in a transaction and may roll back afterwards: a dry run does.
     """
-    raise NotImplementedError
+    progress("Sorting rows", 0, 1)
+    sorting.sort(connection, staging.SCHEMA)
+    filling.keep_rejects(connection)
+    if migrations.current(connection) is not None:
+        migrations.downgrade(connection, "base")
+    migrations.upgrade(connection, "0001")
+    filling.fill(connection, progress)
+    progress("Upgrading the schema", 0, 1)
+    migrations.upgrade(connection)
+    found = _convert(connection, parts, progress)
+    return Conversion(counts(connection), [*findings(connection), *found])
+
+
+def _convert(connection: Connection, parts: Parts, progress: Progress) -> list[Finding]:
+    act = text("SELECT set_config('role', :role, true), now()")
+    now: datetime = connection.execute(act, {"role": SYSTEM_ROLE}).one()[1]
+    opened = secrets.convert(connection, parts.vault, parts.old_key, progress)
+    found, used_by = conversion.convert(connection, Converter(parts.actions, parts.kinds, opened, now), progress)
+    history.convert(connection, progress)
+    connection.execute(act, {"role": "none"})
+    return [*secrets.findings(opened, used_by), *found]
+
+
+def counts(connection: Connection) -> dict[str, Count]:
+    """Rows in the old tables, in the new ones, and set aside; the runs of the old log are counted for it."""
+    connection.execute(text(f"SELECT set_config('role', '{SYSTEM_ROLE}', true)"))
+    carried = {table: int(connection.execute(text(_CARRIED[table])).scalar_one()) for table in TABLES}
+    connection.execute(text("SELECT set_config('role', 'none', true)"))
+    return {
+        table: Count(
+            read=_number(connection, f"SELECT count(*) FROM {staging.SCHEMA}.{table}"),
+            carried=carried[table],
+            set_aside=_number(
+                connection, f"SELECT count(*) FROM {staging.SCHEMA}.rejects WHERE table_name = '{table}'"
+            ),
+        )
+        for table in TABLES
+    }
+
+
+_CARRIED = {
+    "users": "SELECT count(*) FROM users",
+    "credentials": "SELECT count(*) FROM credentials",
+    "workflows": "SELECT count(*) FROM workflows",
+    "logs": f"SELECT count(*) FROM runs WHERE trigger = '{history.TRIGGER}'",
+}
+
+
+def findings(connection: Connection) -> list[Finding]:
+    """What `sorting` found."""
+    rows = connection.execute(text("SELECT table_name, id, kind, reason FROM legacy_sorted ORDER BY table_name, place"))
+    return [Finding(row.table_name, row.id or "", Kind(row.kind), row.reason) for row in rows]
+
+
+def _number(connection: Connection, query: str) -> int:
+    return int(connection.execute(text(query)).scalar_one())

@@ -36,6 +36,9 @@ def upgrade() -> None:
             FROM credentials
         ) n
         WHERE u.id = c.user_id AND n.id = c.id;
+        UPDATE credentials c SET name = c.name || ' ' || c.id
+        FROM (SELECT id, row_number() OVER (PARTITION BY tenant_id, name ORDER BY id) AS number FROM credentials) n
+        WHERE n.id = c.id AND n.number > 1;  -- a service may be called like the second credential of another
         ALTER TABLE credentials
             ALTER COLUMN tenant_id SET NOT NULL,
             ALTER COLUMN name SET NOT NULL,

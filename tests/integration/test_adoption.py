@@ -1,0 +1,340 @@
+"""A multi-user database is adopted in place, whatever is in it: nothing vanishes, and it can be taken back."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg import sql
+
+import actions
+import migrations
+from embedded.postgres import PostgresServer
+from engine.errors import Conflict, Unavailable
+from engine.vault import MasterKeyRing, Vault
+from migrations.legacy import adopt, road, staging
+from migrations.legacy.conversion import next_fire
+from migrations.legacy.findings import TABLES, Conversion, Kind
+from migrations.legacy.road import Parts
+from tests.conftest import fresh_database
+from tests.legacy_database import EARLY, KEY, LATER, Legacy, clean, dump, encrypt
+from triggers import KINDS
+
+LONG_AGO = "2026-01-12 10:11:12.123456789-05:00"
+
+
+def _parts(old_key: bytes | None = KEY) -> Parts:
+    return Parts(Vault(MasterKeyRing({"k": b"1" * 32})), actions.build(), KINDS, old_key)
+
+
+def _adopt(url: str, old_key: bytes | None = KEY) -> Conversion:
+    return adopt.adopt(url, _parts(old_key), lambda *_: None)
+
+
+def _take_back(url: str, *, discard_new: bool = False) -> None:
+    adopt.take_back(url, discard_new=discard_new, progress=lambda *_: None)
+
+
+def _rows(url: str, query: str, *values: Any) -> list[Any]:
+    with psycopg.connect(url.replace("+psycopg", ""), options="-c timezone=UTC") as connection:
+        return connection.execute(query, values).fetchall()
+
+
+def _do(url: str, statement: str) -> None:
+    with psycopg.connect(url.replace("+psycopg", "")) as connection:
+        connection.execute(statement)
+
+
+def _by_id(conversion: Conversion) -> dict[tuple[str, str], list[tuple[Kind, str]]]:
+    found: dict[tuple[str, str], list[tuple[Kind, str]]] = {}
+    for finding in conversion.findings:
+        found.setdefault((finding.table, finding.id), []).append((finding.kind, finding.reason))
+    return found
+
+
+@pytest.mark.parametrize("schema", [EARLY, LATER], ids=["early", "later"])
+def test_a_clean_database_of_either_form_is_carried_over_whole_and_can_be_taken_back(
+    empty_database_url: str, schema: str
+) -> None:
+    clean().write(empty_database_url, schema)
+    before = dump(empty_database_url)
+    seen = adopt.preview(empty_database_url, KEY)
+    conversion = _adopt(empty_database_url)
+    assert conversion.findings == seen.findings == []
+    assert conversion.counts == seen.counts
+    assert {table: count.carried for table, count in conversion.counts.items()} == {
+        "users": 3, "credentials": 6, "workflows": 6, "logs": 24
+    }  # fmt: skip
+    assert _rows(empty_database_url, "SELECT version_num FROM alembic_version") == [(migrations.head(),)]
+    assert _rows(empty_database_url, "SELECT DISTINCT organizations FROM tenants") == [(False,)]
+    assert _rows(empty_database_url, "SELECT count(*) FROM workflows WHERE version = 1 AND is_active") == [(6,)]
+    _take_back(empty_database_url)
+    assert dump(empty_database_url) == before
+    assert _adopt(empty_database_url).counts == conversion.counts  # and the road is open again
+
+
+@pytest.fixture(scope="module")
+def dirty() -> tuple[Legacy, dict[str, str]]:
+    """A database with every kind of dirt that is known of, and the ids of its rows by what is wrong with them."""
+    legacy = Legacy()
+    ids = {"user": legacy.user("O'Brien+tag@Exämple.com"), "twin": legacy.user("o'brien+TAG@exämple.com")}
+    user = ids["user"]
+    legacy.user("idle@example.com", created_at="no time at all")
+    ids["first"] = legacy.credential(user, "slack", "http://old/", created_at="2026-01-01 00:00:00")
+    ids["second"] = legacy.credential(user, "slack", "http://new/", created_at="2026-01-02 00:00:00")
+    ids["named"] = legacy.credential(user, "slack 2", "of a service with an odd name")
+    ids["broken"] = legacy.credential(user, "openweather", "", encrypted_key=encrypt("x", b"2" * 32))
+    ids["garbage"] = legacy.credential(user, "discord", "", encrypted_key="!!")
+    ids["orphan credential"] = legacy.credential("nobody", "slack", "x")
+    hook = {"slack_message": "{{a}}"}
+    ids["good"] = legacy.workflow(user, "webhook", "slack_message", hook)
+    ids["weather"] = legacy.workflow(user, "schedule", "weather_check", "", last_executed_at="2099-01-01 00:00:00")
+    ids["unknown"] = legacy.workflow(user, "webhook", "twilio_sms", {"to": "1"})
+    ids["no json"] = legacy.workflow(user, "webhook", "slack_message", "{broken")
+    ids["no object"] = legacy.workflow(user, "schedule", "slack_message", "[1]")
+    ids["surrogate"] = legacy.workflow(user, "webhook", "slack_message", '{"slack_message": "\\ud800 \\u0000"}')
+    ids["odd trigger"] = legacy.workflow(user, "carrier pigeon", "slack_message", hook)
+    ids["nameless"] = legacy.workflow(user, "webhook", "slack_message", hook, name=" ", is_active=7)
+    ids["off"] = legacy.workflow(user, "schedule", "slack_message", hook, is_active=0)
+    ids["orphan"] = legacy.workflow("nobody", "webhook", "slack_message", hook)
+    ids["log of an orphan"] = legacy.log(ids["orphan"])
+    ids["log of nothing"] = legacy.log("gone")
+    ids["log of unknown"] = legacy.log(ids["unknown"])
+    ids["future log"] = legacy.log(ids["good"], executed_at="2099-01-12T10:11:12Z")
+    ids["zoned log"] = legacy.log(ids["good"], executed_at=LONG_AGO)
+    ids["timeless log"] = legacy.log(ids["good"], executed_at="when it rained")
+    ids["odd log"] = legacy.log(ids["good"], "pending", message=None)
+    return legacy, ids
+
+
+@pytest.fixture(scope="module")
+def adopted(
+    postgres_server: PostgresServer, dirty: tuple[Legacy, dict[str, str]]
+) -> Iterator[tuple[str, Conversion, dict[str, Any]]]:
+    with fresh_database(postgres_server) as url:
+        dirty[0].write(url)
+        before = dump(url)
+        yield url, _adopt(url), before
+
+
+def test_every_dirty_row_is_carried_over_or_set_aside_with_its_id_and_reason(
+    dirty: tuple[Legacy, dict[str, str]], adopted: tuple[str, Conversion, dict[str, Any]]
+) -> None:
+    ids, (url, conversion, _) = dirty[1], adopted
+    found = _by_id(conversion)
+    assert conversion.adds_up
+    assert conversion.counts["logs"].set_aside == 2
+    expected = {
+        ("users", "twin"): (Kind.NOTED, "in other capitals"),
+        ("credentials", "orphan credential"): (Kind.SET_ASIDE, "its user nobody is gone"),
+        ("credentials", "broken"): (Kind.BROKEN, "does not decrypt"),
+        ("credentials", "garbage"): (Kind.BROKEN, "not base64"),
+        ("workflows", "orphan"): (Kind.SET_ASIDE, "its user nobody is gone"),
+        ("workflows", "unknown"): (Kind.INACTIVE, "there is no action 'twilio_sms'"),
+        ("workflows", "no json"): (Kind.INACTIVE, "config_json: not JSON"),
+        ("workflows", "no object"): (Kind.INACTIVE, "config_json: must be a JSON object"),
+        ("workflows", "surrogate"): (Kind.INACTIVE, ""),
+        ("workflows", "odd trigger"): (Kind.INACTIVE, "trigger_type"),
+        ("workflows", "nameless"): (Kind.CHANGED, "is_active is neither"),
+        ("logs", "log of an orphan"): (Kind.SET_ASIDE, "is gone"),
+        ("logs", "log of nothing"): (Kind.SET_ASIDE, "its workflow gone is gone"),
+        ("logs", "timeless log"): (Kind.CHANGED, "when it rained"),
+        ("logs", "odd log"): (Kind.CHANGED, "neither success nor failed"),
+    }
+    for (table, what), (kind, words) in expected.items():
+        assert [k for k, reason in found[table, ids[what]] if words in reason] == [kind], what
+    rejects = _rows(url, "SELECT id, row ->> 'id' FROM fairlane_legacy.rejects")
+    aside = ("orphan credential", "orphan", "log of an orphan", "log of nothing")
+    assert sorted(rejects) == sorted((ids[what], ids[what]) for what in aside)
+
+
+def test_a_workflow_that_cannot_run_keeps_its_form_and_shows_why(
+    dirty: tuple[Legacy, dict[str, str]], adopted: tuple[str, Conversion, dict[str, Any]]
+) -> None:
+    ids, (url, _, _) = dirty[1], adopted
+    query = "SELECT is_active, inactive_reason, config_json FROM workflows WHERE id = %s"
+    [(active, reason, config)] = _rows(url, query, ids["no json"])
+    assert (active, config) == (False, "{broken")
+    assert reason.startswith("config_json: not JSON")
+    assert _rows(url, query, ids["off"]) == [(False, None, '{"slack_message": "{{a}}"}')]
+
+
+def test_of_several_credentials_workflows_name_the_oldest_that_can_be_read_and_broken_ones_say_who_needs_them(
+    dirty: tuple[Legacy, dict[str, str]], adopted: tuple[str, Conversion, dict[str, Any]]
+) -> None:
+    ids, (url, conversion, _) = dirty[1], adopted
+    names = dict(_rows(url, "SELECT id, name FROM credentials"))
+    assert (names[ids["first"]], names[ids["second"]]) == ("slack", "slack 2") or names[ids["named"]] == "slack 2"
+    assert len(set(names.values())) == len(names) == 5
+    query = "SELECT definition #>> '{steps,0,credential}' FROM workflow_versions WHERE workflow_id = %s"
+    assert _rows(url, query, ids["good"]) == [(names[ids["first"]],)]
+    [broken] = [f for f in conversion.findings if f.id == ids["broken"]]
+    assert broken.needed_by == (ids["weather"],)
+
+
+def test_every_old_log_row_is_a_run_of_its_workflow_at_its_time_in_utc(
+    dirty: tuple[Legacy, dict[str, str]], adopted: tuple[str, Conversion, dict[str, Any]]
+) -> None:
+    ids, (url, _, _) = dirty[1], adopted
+    rows = {
+        log_id: rest
+        for log_id, *rest in _rows(
+            url,
+            "SELECT l.data ->> 'log_id', r.workflow_id, r.status, l.message, r.finished_at::text FROM runs r"
+            " JOIN execution_logs l ON l.run_id = r.id",
+        )
+    }
+    assert rows[ids["zoned log"]] == [ids["good"], "succeeded", "it was a success", "2026-01-12 15:11:12.123457+00"]
+    assert rows[ids["future log"]][3] == "2099-01-12 10:11:12+00"
+    assert rows[ids["log of unknown"]][0] == ids["unknown"]
+    assert rows[ids["odd log"]][1:3] == ["failed", ""]
+    assert len(rows) == 5
+    assert _rows(url, "SELECT count(*) FROM usage") == [(0,)]
+
+
+def test_a_dirty_database_is_taken_back_row_for_row(
+    postgres_server: PostgresServer, dirty: tuple[Legacy, dict[str, str]]
+) -> None:
+    with fresh_database(postgres_server) as url:
+        dirty[0].write(url)
+        before = dump(url)
+        _adopt(url, None)
+        assert dump(url) != before
+        _take_back(url)
+        assert dump(url) == before
+
+
+def test_the_way_back_refuses_to_lose_what_was_made_since(empty_database_url: str) -> None:
+    clean().write(empty_database_url)
+    before = dump(empty_database_url)
+    _adopt(empty_database_url)
+    _do(empty_database_url, "UPDATE runs SET trigger = 'webhook' WHERE id = (SELECT min(id) FROM runs)")
+    with pytest.raises(Conflict, match="1 runs since the adoption would be lost; give --discard-new"):
+        _take_back(empty_database_url)
+    _do(empty_database_url, "INSERT INTO tenants (id, name) VALUES ('acme', 'Acme')")
+    with pytest.raises(Conflict, match="1 organizations were made since"):
+        _take_back(empty_database_url, discard_new=True)
+    assert _rows(empty_database_url, "SELECT count(*) FROM tenants") == [(4,)]
+    _do(empty_database_url, "DELETE FROM tenants WHERE id = 'acme'")
+    _take_back(empty_database_url, discard_new=True)
+    assert dump(empty_database_url) == before
+
+
+@pytest.mark.parametrize(
+    ("statement", "sentence"),
+    [
+        ("DROP TABLE logs", "it has no table logs"),
+        ("ALTER TABLE users DROP COLUMN email", "users has no column email"),
+        ("ALTER TABLE workflows ADD COLUMN tenant_id text", "a column tenant_id, which no form"),
+        ("CREATE TABLE tenants (id text)", "it has a table tenants, which Fairlane would make"),
+        ("CREATE TABLE alembic_version (version_num text)", "it has Fairlane's schema already"),
+        ("ALTER TABLE logs RENAME TO log; CREATE VIEW logs AS SELECT * FROM log", "logs is no ordinary table"),
+    ],
+)
+def test_what_is_no_multi_user_database_is_refused_and_not_touched(
+    empty_database_url: str, statement: str, sentence: str
+) -> None:
+    clean().write(empty_database_url)
+    _do(empty_database_url, statement)
+    with pytest.raises(Conflict, match=sentence):
+        _adopt(empty_database_url)
+    assert _rows(empty_database_url, "SELECT to_regnamespace('fairlane_legacy')") == [(None,)]
+
+
+def test_tables_in_use_are_left_alone_after_some_attempts(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean().write(empty_database_url)
+    monkeypatch.setattr(adopt, "LOCK_TIMEOUT", "20ms")
+    waits: list[str] = []
+    with psycopg.connect(empty_database_url.replace("+psycopg", "")) as busy:
+        busy.execute("LOCK TABLE logs IN ROW EXCLUSIVE MODE")
+        with pytest.raises(Unavailable, match="Stop the old system"):
+            adopt.adopt(empty_database_url, _parts(), lambda what, *_: waits.append(what))
+    assert waits == ["Waiting for whoever uses the tables"] * adopt.LOCK_ATTEMPTS
+    assert _adopt(empty_database_url).adds_up
+
+
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+def test_a_schedule_keeps_its_rhythm() -> None:
+    assert next_fire("w", HOUR, NOW - timedelta(minutes=20), NOW) == NOW + timedelta(minutes=40)
+    assert next_fire("w", HOUR, NOW + 900 * HOUR, NOW) == NOW + HOUR
+
+
+def test_overdue_schedules_are_spread_over_their_interval() -> None:
+    fires = [next_fire(str(uuid.UUID(int=n)), HOUR, NOW - 50 * HOUR, NOW) for n in range(600)]
+    by_minute = [sum(1 for fire in fires if (fire - NOW) // timedelta(minutes=10) == part) for part in range(6)]
+    assert sum(by_minute) == 600
+    assert min(by_minute) > 60
+    assert next_fire("w", 9 * HOUR, None, NOW) <= NOW + timedelta(minutes=10)
+
+
+TEXT = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=12)
+OR_NONE = st.none() | TEXT
+ID = st.sampled_from([None, "a", "b", "c", "ü/ "])
+ODD_TIMES = [LONG_AGO, "2026-02-30", "9999-12-31 23:59:59-12:00", "infinity", "1", "2026-01-12 10:11:12 -0500 EST"]
+TIME = (
+    OR_NONE | st.datetimes().map(str) | st.datetimes().map(lambda t: t.isoformat() + "Z") | st.sampled_from(ODD_TIMES)
+)
+CONFIG = OR_NONE | st.sampled_from(['{"slack_message": "\\u0000"}', "[" * 5000, '{"interval": 1e999}', "{}"])
+CHAIN = OR_NONE | st.sampled_from(["[1]", '[{"action_type": "weather_check"}]', '[{"config": 1}]'])
+
+
+def _table(*columns: st.SearchStrategy[Any]) -> st.SearchStrategy[list[tuple[Any, ...]]]:
+    """Rows of a table, in the order of its columns."""
+    return st.lists(st.tuples(*columns), max_size=5)
+
+
+ROWS = st.fixed_dictionaries(
+    {
+        "users": _table(ID, OR_NONE, OR_NONE, TIME),
+        "credentials": _table(
+            ID, ID, st.sampled_from([None, "slack", "slack 2", ""]), OR_NONE | TEXT.map(encrypt), TIME
+        ),
+        "workflows": _table(
+            ID,
+            ID,
+            OR_NONE,
+            st.sampled_from(["webhook", "schedule", "?"]),
+            st.sampled_from(["slack_message", "weather_check", "?", None]),
+            CONFIG,
+            CHAIN,
+            CHAIN,
+            st.sampled_from([None, "1", "0", "perhaps"]),
+            TIME,
+            TIME,
+        ),
+        "logs": _table(ID, ID, OR_NONE, OR_NONE, TIME),
+    }
+)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(rows=ROWS)
+def test_no_old_database_breaks_the_road_or_loses_a_row_on_it(
+    empty_database_url: str, rows: dict[str, list[tuple[Any, ...]]]
+) -> None:
+    engine = sa.create_engine(empty_database_url)
+    with engine.connect() as connection, connection.begin() as transaction:
+        staging.create(connection)
+        driver: Any = connection.connection.driver_connection
+        for table, found in rows.items():
+            for row in found:
+                place = sql.Identifier(staging.SCHEMA, table)
+                holes = sql.SQL(", ").join([sql.Placeholder()] * len(row))
+                driver.execute(sql.SQL("INSERT INTO {} VALUES ({})").format(place, holes), row)
+        conversion = road.travel(connection, _parts(), lambda *_: None)
+        transaction.rollback()
+    engine.dispose()
+    assert {table: conversion.counts[table].read for table in TABLES} == {table: len(rows[table]) for table in TABLES}
+    assert conversion.adds_up
