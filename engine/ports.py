@@ -176,6 +176,36 @@ class Publisher(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class MeterEvent:
+    """So much use of one customer in one hour."""
+
+    identifier: str
+    """The same however often it is sent: it counts once."""
+    customer: str
+    """As the provider calls it."""
+    quantity: int
+    at: datetime
+    """When the hour began."""
+
+
+class MeterExporter(Protocol):
+    """A payment provider that usage is reported to."""
+
+    @property
+    def name(self) -> str:
+        """Such as ``stripe``."""
+        ...
+
+    def send(self, event: MeterEvent) -> None:
+        """Hand over; returns when the provider has it, also when it had it already.
+
+        Raises Fatal when the provider refuses the event, RetryLater when it has not taken it and says so, and
+        Unavailable when nobody knows whether it has.
+        """
+        ...
+
+
 class KeyProvider(Protocol):
     """Where master keys live: they wrap the tenants' data keys and never leave this port in clear."""
 
