@@ -18,26 +18,33 @@ import structlog
 from celery import Celery, Task, signals
 from celery.beat import Scheduler as BeatScheduler
 from celery.exceptions import Reject
+from celery.schedules import crontab
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 from structlog.contextvars import bound_contextvars
 
 import actions
+import exporters
 import triggers
 from engine import fairshare, logs
 from engine.audit import Sealer
+from engine.billing import Closer
 from engine.breaker import Breaker
 from engine.db import Database
 from engine.errors import ConfigurationError, Unavailable
 from engine.executor import Executor
 from engine.expressions import Evaluator
+from engine.held import Held
 from engine.leaving import Eraser
+from engine.metering import Metering
 from engine.pipeline import Tools
 from engine.ports import Lane, PollMessage, RunMessage
+from engine.quotas import Reconciler
 from engine.resume_links import ResumeLinks
 from engine.runs import Runs
 from engine.settings import Settings, settings
 from engine.sweeper import Sweeper
+from engine.usage import RollUp
 from engine.vault import MasterKeyRing, Vault
 from engine.workflows import Workflows
 
@@ -73,6 +80,12 @@ class Services:
     sweeper: Sweeper
     sealer: Sealer
     eraser: Eraser
+    closer: Closer
+    metering: Metering | None
+    """None while no payment provider is configured."""
+    held: Held
+    roll_up: RollUp
+    reconciler: Reconciler
 
 
 def services() -> Services:
@@ -85,7 +98,7 @@ def _services(_pid: int) -> Services:
     configured = settings()
     database = Database(configured.database_url, pool_size=configured.database_pool_size)
     vault = Vault(MasterKeyRing(configured.master_key_ring))
-    registry = actions.build(allowed_networks=configured.allowed_networks, service_urls=configured.service_urls)
+    registry = _actions(configured)
     evaluator = Evaluator()
     lanes = fairshare.Lanes(configured.redis_url, queue="runs")
     publisher = CeleryPublisher(lanes)
@@ -109,7 +122,27 @@ def _services(_pid: int) -> Services:
         sweeper=Sweeper(database, publisher, runs=runs, silent_seconds=configured.lease_seconds * SILENT_SHARE),
         sealer=Sealer(database),
         eraser=Eraser(database, forget_lane=lanes.drain),
+        closer=Closer(database),
+        metering=_metering(configured, database),
+        held=Held(database, runs),
+        roll_up=RollUp(database),
+        reconciler=Reconciler(database),
     )
+
+
+def _actions(configured: Settings) -> actions.Registry:
+    urls = {name: url for name, url in configured.service_urls.items() if name not in exporters.SERVICES}
+    return actions.build(allowed_networks=configured.allowed_networks, service_urls=urls)
+
+
+def _metering(configured: Settings, database: Database) -> Metering | None:
+    key = configured.stripe_key
+    exporter = exporters.build(
+        stripe_key=None if key is None else key.get_secret_value(),
+        stripe_meter=configured.stripe_meter,
+        service_urls=configured.service_urls,
+    )
+    return None if exporter is None else Metering(database, exporter)
 
 
 class CeleryPublisher:
@@ -205,11 +238,48 @@ def tick_erase() -> None:
     services().eraser.run_once()
 
 
+@app.task(name="fairlane.tick.close")
+def tick_close() -> None:
+    """Make the invoices of months that have ended."""
+    services().closer.run_once()
+
+
+@app.task(name="fairlane.tick.meter")
+def tick_meter() -> None:
+    """Report to the payment provider what is new."""
+    metering = services().metering
+    if metering is not None:
+        metering.run_once()
+
+
+@app.task(name="fairlane.tick.release")
+def tick_release() -> None:
+    """Let go of runs that were held over a quota, where there is room again."""
+    services().held.run_once()
+
+
+@app.task(name="fairlane.tick.roll_up")
+def tick_roll_up() -> None:
+    """Sum up what the ledger has got since the last time."""
+    services().roll_up.run_once()
+
+
+@app.task(name="fairlane.tick.reconcile")
+def tick_reconcile() -> None:
+    """Compare the counters of admitted runs with the ledger."""
+    services().reconciler.run_once()
+
+
 app.conf.beat_schedule = {
     "schedules": {"task": "fairlane.tick.schedules", "schedule": 1.0},
     "sweep": {"task": "fairlane.tick.sweep", "schedule": 2.0},
     "seal": {"task": "fairlane.tick.seal", "schedule": 10.0},
     "erase": {"task": "fairlane.tick.erase", "schedule": 60.0},
+    "close": {"task": "fairlane.tick.close", "schedule": 600.0},
+    "meter": {"task": "fairlane.tick.meter", "schedule": 60.0},
+    "release": {"task": "fairlane.tick.release", "schedule": 1.0},
+    "roll_up": {"task": "fairlane.tick.roll_up", "schedule": 10.0},
+    "reconcile": {"task": "fairlane.tick.reconcile", "schedule": crontab(hour=3, minute=17)},
 }
 
 

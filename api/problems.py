@@ -15,11 +15,13 @@ from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from engine.errors import FairlaneError, Fault, InvalidInput, QuotaExceeded, Unavailable
+from engine.quotas import StartRefused, note_refusal
 from engine.templates import pointer
 
 MEDIA_TYPE = "application/problem+json"
@@ -80,6 +82,8 @@ async def _ours(request: Request, error: Exception) -> Problem:
         log.error("request_failed", error=type(error).__name__, code=error.error_code, reason=error.detail)
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         log.info("request_denied", code=error.error_code, method=request.method, path=request.url.path, ip=_ip(request))
+    if isinstance(error, StartRefused):
+        await run_in_threadpool(note_refusal, request.app.state.services.database, error)
     more: dict[str, Any] = {key: value for key, value in error.extra.items() if key != "retry_after"}
     detail = error.detail
     if isinstance(error, InvalidInput):

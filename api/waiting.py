@@ -18,6 +18,7 @@ from engine.db import Row
 from engine.errors import Conflict, Unavailable
 from engine.fairshare import Lanes, Position
 from engine.ports import RunMessage
+from engine.quotas import QUOTA
 from engine.runs import FLOODED
 from engine.states import RunState
 
@@ -28,6 +29,9 @@ _NOT_WAITING: Mapping[str, str] = {
     RunState.CANCELLED: "was cancelled",
 }
 _HELD = {
+    QUOTA: "It is over a quota: the runs of this month are used up, or as many wait as the plan allows. It starts by"
+    " itself, the oldest first, when there is room: when the next month begins (UTC), on a larger plan, or when fewer"
+    " wait.",
     "max_executions_per_month": "The runs of this month are used up; it starts when the next month begins, or on a"
     " larger plan.",
     FLOODED: "One poll found very many new items at once; the runs start when somebody releases them.",

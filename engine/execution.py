@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 from pydantic import Secret
-from pydantic_core import PydanticSerializationError
+from pydantic_core import PydanticSerializationError, to_json
 
 from engine.db import Row, dump_json
 from engine.errors import Cancelled
@@ -189,6 +189,8 @@ class StepResult:
     action: str | None = None
     seconds: float = 0.0
     calls: int = 0
+    given_bytes: int = 0
+    """Of the parameters of one call, as JSON."""
     wait_reason: str | None = None
     wake_seconds: float | None = None
     item: str = ""
@@ -226,7 +228,16 @@ class StepResult:
         """Its rows in the ledger: every call of the action, finished or not."""
         if not self.calls:
             return ()
-        return ({"kind": "action_call", "action": self.action, "quantity": self.calls, "seconds": self.seconds},)
+        row = {
+            "kind": "action_call",
+            "action": self.action,
+            "quantity": self.calls,
+            "seconds": self.seconds,
+            "outcome": "parked" if self.is_parked else self.status.value,
+            "bytes_in": json_bytes(self.output),
+            "bytes_out": self.given_bytes * self.calls,
+        }
+        return (row,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +298,11 @@ class Execution:
     def idempotency_key(self) -> str:
         """``run:step[:item]``: the same over all attempts."""
         return ":".join(filter(None, (self.run.run_id, self.step.id, self.item)))
+
+
+def json_bytes(value: Any) -> int:
+    """How long it is as JSON, for the ledger; nothing for None."""
+    return 0 if value is None else len(to_json(value, inf_nan_mode="null", serialize_unknown=True))
 
 
 class Unstorable(Exception):

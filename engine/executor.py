@@ -31,7 +31,7 @@ from engine.resume_links import ResumeLinks
 from engine.runs import Ties
 from engine.states import RunState, StepState
 from engine.tools import Tools
-from engine.walk import Walk, execution_row
+from engine.walk import Walk, attempt_row
 from engine.workflow import Workflow
 
 MAX_CRASHES = 3
@@ -84,7 +84,7 @@ class Executor:
             message = f"Its worker died {run.crashes} times while it executed this run."
             run.journal.add("error", message)
             error = {"code": "crashed", "message": message}
-            checkpoints.save(run, self._tools, RunState.FAILED, usage=[execution_row(1, began)], error=error)
+            checkpoints.save(run, self._tools, RunState.FAILED, usage=[attempt_row(began)], error=error)
             return RunState.FAILED
         admitted = admit(run, self._tools)
         if isinstance(admitted, RunState):
@@ -104,7 +104,6 @@ class Executor:
             attempt=row["attempt"],
             status=RunState.FAILED,
             lines=journal.take(),
-            usage=[{"kind": "execution", "action": None, "quantity": 1, "seconds": 0.0}],
             error={"code": "definition_unreadable", "message": message},
         )
 

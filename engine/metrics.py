@@ -7,3 +7,7 @@ from prometheus_client import Counter
 SWEEPER_REPAIRS = Counter(
     "fairlane_sweeper_repairs_total", "What the sweeper repaired, by kind: woken, unpublished, silent.", ["kind"]
 )
+
+QUOTA_DRIFT = Counter(
+    "fairlane_quota_drift_total", "Executions by which counters of admitted runs differed from the ledger, when mended."
+)

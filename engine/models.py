@@ -294,8 +294,13 @@ runs = Table(
         "id",
         postgresql_where=text("wait_reason = 'concurrency'"),
     ),
-    # For admission: who waits for a worker, counted when a limit is near, and who is held over a quota.
-    Index("ix_runs_backlog", "tenant_id", postgresql_where=text("finished_at IS NULL AND wait_reason IS NULL")),
+    # For admission: who waits for a worker, counted when a limit is near, and who is held over a quota. Every priority
+    # is at least 0; it is there so that the sweeper's statements keep to ix_runs_live, which is in their order.
+    Index(
+        "ix_runs_backlog",
+        "tenant_id",
+        postgresql_where=text("finished_at IS NULL AND wait_reason IS NULL AND priority >= 0"),
+    ),
     Index("ix_runs_held", "tenant_id", "id", postgresql_where=text("wait_reason = 'quota'")),
     Index("ix_runs_waits_for_runs", "id", postgresql_where=text("wait_reason IN ('workflow', 'concurrency')")),
     info=_tenant_info(),

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from engine.errors import ActionError, FairlaneError
-from engine.execution import Execution, StepResult
+from engine.execution import Execution, StepResult, json_bytes
 from engine.ports import Json
 from engine.states import StepState
 
@@ -29,6 +29,7 @@ def with_result(
         action=execution.step.action,
         seconds=0.0 if since is None else time.perf_counter() - since,
         calls=calls,
+        given_bytes=json_bytes(execution.parameters) if calls else 0,
         **fields,
     )
     return replace(execution, result=result)

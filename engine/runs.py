@@ -7,23 +7,27 @@ broker that is down, and never loses a run to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
 
-from engine import ids
+from engine import ids, quotas
 from engine.answers import Answer, the_one
 from engine.db import Row, TenantSession, dump_json
 from engine.errors import Conflict, NotFound, Unavailable
 from engine.ports import Json, Publisher, RunMessage
+from engine.quotas import FROM_OUTSIDE, QUOTA, Verdict
+from engine.repository import quotas as stored_quotas
 from engine.repository import relatives, waits
 from engine.repository import runs as stored
 from engine.states import RunState
 
 FLOODED = "poll_flood"
 """The `hold` of runs that one poll found too many of at once; they wait for `Runs.release_held`."""
+RELEASED_AT_ONCE = 500
+"""Runs over a quota that one transaction lets go at most."""
 
 log = structlog.get_logger(__name__)
 
@@ -86,26 +90,48 @@ class Answered:
 
 
 class Runs:
-    """Starts and ends runs; `publisher` is how a committed run reaches a worker."""
+    """Starts and ends runs; `publisher` is how a committed run reaches a worker.
 
-    def __init__(self, publisher: Publisher) -> None:
+    `clock` says in which month a run is started; without one that is the database's own.
+    """
+
+    def __init__(self, publisher: Publisher, *, clock: Callable[[], datetime] | None = None) -> None:
         self._publisher = publisher
+        self._clock = clock
 
     def start(self, session: TenantSession, request: Start) -> Started:
-        """Store a run and publish it after commit.
+        """Store a run and publish it after commit; over a quota it is held instead, or refused (`engine.quotas`).
 
         Raises NotFound for a workflow that is not this tenant's, Conflict ``workflow_inactive`` for one that is off,
-        ``tenant_suspended`` when the whole organization is.
+        ``tenant_suspended`` when the whole organization is, StartRefused for a start from outside over a quota.
         """
-        run = stored.insert(session, _columns(request))
+        run = stored.insert(session, {**_columns(request), "at": self._now()})
         if run is None:
             return Started(self._existing(session, request), existing=True)
-        if run["status"] == RunState.QUEUED:
-            message = RunMessage(
-                run["id"], session.tenant_id, run["workflow_id"], run["priority"], lane=run.pop("lane")
-            )
+        lane, verdict, rejects = (run.pop(name) for name in ("lane", "verdict", "rejects"))
+        if verdict == Verdict.ADMITTED:
+            message = RunMessage(run["id"], session.tenant_id, run["workflow_id"], run["priority"], lane=lane)
             session.after_commit(lambda: self.publish_or_leave(message))
+        elif verdict is not None:
+            run |= self._hold_or_refuse(session, run, Verdict(verdict), rejects=rejects)
         return Started(run, existing=False)
+
+    def _hold_or_refuse(self, session: TenantSession, run: Row, verdict: Verdict, *, rejects: bool) -> Row:
+        now = self._now()
+        if run["trigger"] in FROM_OUTSIDE:
+            refusal = quotas.refusal(
+                verdict,
+                tenant_id=session.tenant_id,
+                workflow_id=run["workflow_id"],
+                rejects=rejects,
+                now=now or datetime.now(UTC),
+            )
+            if refusal is not None:
+                raise refusal
+        return stored_quotas.hold(session, run["id"], now)
+
+    def _now(self) -> datetime | None:
+        return None if self._clock is None else self._clock()
 
     def cancel(self, session: TenantSession, run_id: str) -> bool:
         """End a run that has not ended, and those that it waits for; False when it had.
@@ -178,8 +204,20 @@ class Runs:
             session.after_commit(lambda: self.publish_or_leave(*messages))
 
     def release_held(self, session: TenantSession, workflow_id: str) -> int:
-        """Queue the runs that a flood of one poll held back, oldest first; how many. Those over a quota stay held."""
-        released = stored.release(session, workflow_id, reason=FLOODED)
+        """Let go of the runs that a flood of one poll held back, oldest first; how many.
+
+        They count as executions now: those over a quota stay held for that, and start by themselves.
+        """
+        count = stored_quotas.into_line(session, workflow_id, reason=FLOODED, quota=QUOTA)
+        while count and self.release_over_quota(session, self._now()) == RELEASED_AT_ONCE:
+            pass
+        return count
+
+    def release_over_quota(self, session: TenantSession, now: datetime | None) -> int:
+        """Queue the oldest runs that are held over a quota, as many as fit and at most RELEASED_AT_ONCE."""
+        if not stored_quotas.alone(session):
+            return 0
+        released = stored_quotas.release(session, now, limit=RELEASED_AT_ONCE)
         self._publish(session, released)
         return len(released)
 
@@ -208,6 +246,7 @@ class Runs:
 def _columns(request: Start) -> Row:
     return {
         "run_id": ids.new_id("run"),
+        "outside": request.trigger in FROM_OUTSIDE,
         "workflow_id": request.workflow_id,
         "version": request.version,
         "status": (RunState.HELD if request.hold else RunState.QUEUED).value,

@@ -21,7 +21,10 @@ class RunState(StrEnum):
     def __init__(self, _value: str, meaning: str = "") -> None:
         self.meaning = meaning
 
-    HELD = "held", "Accepted and stored, but over a quota; it starts by itself when there is room again."
+    HELD = (
+        "held",
+        "Accepted and stored: over a quota, until there is room again, or one of a flood, until somebody releases it.",
+    )
     QUEUED = "queued", "Ready to run; waiting for its tenant's turn on a worker."
     RUNNING = "running", "A worker executes its steps; the attempt number fences off any earlier worker."
     WAITING = (

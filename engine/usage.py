@@ -102,6 +102,16 @@ def report(session: TenantSession, period: Period) -> Report:
     return Report(period=str(period), **_totals(rows), by_workflow=workflows, by_action=actions)
 
 
+def reject(session: TenantSession, workflow_id: str, code: str) -> None:
+    """Enter a start that was refused."""
+    stored.insert(session, [{"kind": Kind.REJECTED.value, "workflow_id": workflow_id, "outcome": code}])
+
+
+def worker_seconds(seconds: float) -> Row:
+    """The row of an attempt that has ended or put its run aside, as `repository.runs.save_progress` takes it."""
+    return {"kind": Kind.WORKER_SECONDS.value, "action": None, "quantity": 1, "seconds": seconds}
+
+
 def _grouped(
     rows: Iterable[Row], key: str, summed: Callable[[Sequence[Row]], Mapping[str, Any]]
 ) -> list[dict[str, Any]]:

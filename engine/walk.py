@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from engine import checkpoints
+from engine import checkpoints, usage
 from engine.control import list_items
 from engine.db import Row
 from engine.execution import Execution, Key, RunInHand, StepResult
@@ -120,11 +120,11 @@ class Walk:
             return self._fail(reason, {"code": RUN_TIMEOUT, "message": reason})
         self._run.journal.add("info", "The run succeeded.")
         output = _output(self._run.workflow, self._progress.results)
-        return self._save(RunState.SUCCEEDED, usage=[execution_row(1, self._began)], output=output)
+        return self._save(RunState.SUCCEEDED, usage=[attempt_row(self._began)], output=output)
 
     def _fail(self, line: str, error: Json) -> RunState:
         self._run.journal.add("error", line)
-        return self._save(RunState.FAILED, usage=[execution_row(1, self._began)], error=error)
+        return self._save(RunState.FAILED, usage=[attempt_row(self._began)], error=error)
 
     def _park(self) -> RunState:
         first = self._progress.wakes_first()
@@ -132,7 +132,7 @@ class Walk:
         wakes = [s for s in (first.wake_seconds, self._run.whole.remaining()) if s is not None and s != float("inf")]
         return self._save(
             RunState.WAITING,
-            usage=[execution_row(0, self._began)],
+            usage=[attempt_row(self._began)],
             wait_reason=first.reason,
             wake_seconds=min(wakes, default=None),
         )
@@ -206,9 +206,9 @@ class _Crew:
         return results
 
 
-def execution_row(quantity: int, began: float) -> Row:
-    """The ledger's row of this attempt: seconds of a worker, and whether an execution came to its end."""
-    return {"kind": "execution", "action": None, "quantity": quantity, "seconds": time.perf_counter() - began}
+def attempt_row(began: float) -> Row:
+    """The ledger's row of this attempt: seconds of a worker. The execution was entered when the run was admitted."""
+    return usage.worker_seconds(time.perf_counter() - began)
 
 
 def _output(workflow: Workflow, results: Mapping[str, StepResult]) -> Json:

@@ -121,12 +121,6 @@ def cancel(session: TenantSession, run_id: str) -> str | None:
     return None if row is None else str(row["status"])
 
 
-def release(session: TenantSession, workflow_id: str, *, reason: str) -> list[Row]:
-    """Queue the runs that are held for `reason`; in the order of their ids."""
-    rows = session.query("release_runs", tenant_id=session.tenant_id, workflow_id=workflow_id, reason=reason)
-    return sorted(rows, key=lambda row: str(row["id"]))
-
-
 def heartbeat(session: SystemSession, held: Sequence[tuple[str, str, int]]) -> set[str]:
     """Say that (tenant, run, attempt) are alive; the ids of those that still are this worker's."""
     tenants, ids, attempts = ([item[n] for item in held] for n in range(3))

@@ -1,20 +1,46 @@
 -- name: start_run
--- Why one statement: admission, insert and dedupe cost one round trip; no row means look closer (runs.start).
-WITH tenant AS (
+-- Why one statement: insert, dedupe, admission and ledger cost one round trip; no row means look closer (runs.start).
+-- Why admitted after the insert: what was there before by its key takes nothing of the month.
+WITH tenant AS MATERIALIZED (
     SELECT t.id, lane_config(p.limits || t.limits, greatest(p.limits_version, t.limits_version)) AS lane,
-           ((p.limits || t.limits) ->> 'max_run_seconds')::int AS max_seconds
+           ((p.limits || t.limits) ->> 'max_run_seconds')::int AS max_seconds,
+           ((p.limits || t.limits) ->> 'max_executions_per_month')::bigint AS monthly,
+           ((p.limits || t.limits) ->> 'max_queued_runs')::bigint AS waiting,
+           coalesce((p.limits || t.limits) ->> 'over_quota' = 'reject', false) AS rejects
     FROM tenants t JOIN plans p ON p.name = t.plan
     WHERE t.id = :tenant_id AND t.status = 'active'
+), new AS (
+    INSERT INTO runs (tenant_id, id, workflow_id, version, status, trigger, input, priority, idempotency_key,
+                      replay_of, parent_run_id, depth, max_seconds, wait_reason)
+    SELECT w.tenant_id, :run_id, w.id, coalesce(:version::int, w.version), :status, :trigger, :input::jsonb, :priority,
+           :idempotency_key, :replay_of, :parent_run_id, :depth, tenant.max_seconds, :wait_reason
+    FROM workflows w JOIN tenant ON tenant.id = w.tenant_id
+    WHERE w.tenant_id = :tenant_id AND w.id = :workflow_id AND w.is_active AND w.deleted_at IS NULL
+    ON CONFLICT (tenant_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+    RETURNING id, workflow_id, version, status, trigger, priority, attempt, replay_of, queued_at, wait_reason
+), admission AS MATERIALIZED (
+    SELECT tenant.lane, tenant.rejects, CASE WHEN new.status = 'queued' THEN
+        admit(tenant.id, new.id, coalesce(:at::timestamptz, now()), tenant.monthly, tenant.waiting,
+              tenant.rejects AND :outside::boolean, :outside::boolean) END AS verdict
+    FROM new, tenant
+), ledger AS (
+    INSERT INTO usage (tenant_id, at, kind, run_id, workflow_id)
+    SELECT :tenant_id, coalesce(:at::timestamptz, now()), 'execution', new.id, new.workflow_id
+    FROM new, admission WHERE admission.verdict = 'admitted'
 )
-INSERT INTO runs (tenant_id, id, workflow_id, version, status, trigger, input, priority, idempotency_key, replay_of,
-                  parent_run_id, depth, max_seconds, wait_reason)
-SELECT w.tenant_id, :run_id, w.id, coalesce(:version::int, w.version), :status, :trigger, :input::jsonb, :priority,
-       :idempotency_key, :replay_of, :parent_run_id, :depth, tenant.max_seconds, :wait_reason
-FROM workflows w JOIN tenant ON tenant.id = w.tenant_id
-WHERE w.tenant_id = :tenant_id AND w.id = :workflow_id AND w.is_active AND w.deleted_at IS NULL
-ON CONFLICT (tenant_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
-RETURNING id, workflow_id, version, status, trigger, priority, attempt, replay_of, queued_at, wait_reason,
-          (SELECT lane FROM tenant) AS lane;
+SELECT new.*, admission.lane, admission.rejects, admission.verdict FROM new, admission;
+
+-- name: hold_run
+-- Why apart from start_run: few starts are over a quota.
+WITH run AS (
+    UPDATE runs SET status = 'held', wait_reason = 'quota'
+    WHERE tenant_id = :tenant_id AND id = :run_id AND status = 'queued'
+    RETURNING tenant_id, id, workflow_id, status, wait_reason
+), ledger AS (
+    INSERT INTO usage (tenant_id, at, kind, run_id, workflow_id)
+    SELECT tenant_id, coalesce(:at::timestamptz, now()), 'held', id, workflow_id FROM run
+)
+SELECT status, wait_reason FROM run;
 
 -- name: begin_run
 -- Why compare-and-set: the attempt is the fencing token; not what a living worker has, nor what a suspended tenant left.
@@ -86,9 +112,11 @@ WITH run AS (
     FROM run, jsonb_to_recordset(:lines::jsonb) AS l (
         step_id text, level text, message text, data jsonb, at timestamptz)
 ), ledger AS (
-    INSERT INTO usage (tenant_id, kind, run_id, workflow_id, action, quantity, seconds)
-    SELECT run.tenant_id, u.kind, run.id, run.workflow_id, u.action, u.quantity, u.seconds
-    FROM run, jsonb_to_recordset(:usage::jsonb) AS u (kind text, action text, quantity int, seconds float8)
+    INSERT INTO usage (tenant_id, kind, run_id, workflow_id, action, quantity, seconds, outcome, bytes_in, bytes_out)
+    SELECT run.tenant_id, u.kind, run.id, run.workflow_id, u.action, u.quantity, u.seconds, u.outcome,
+           coalesce(u.bytes_in, 0), coalesce(u.bytes_out, 0)
+    FROM run, jsonb_to_recordset(:usage::jsonb) AS u (
+        kind text, action text, quantity int, seconds float8, outcome text, bytes_in bigint, bytes_out bigint)
 )
 SELECT id FROM run;
 
@@ -289,14 +317,50 @@ SELECT :tenant_id, :workflow_id, item_id FROM listed
 ON CONFLICT DO NOTHING
 RETURNING item_id;
 
--- name: release_runs
--- Why one statement: held runs are queued and come back with the lane that their messages carry.
-UPDATE runs r SET status = 'queued', wait_reason = NULL, queued_at = now()
-FROM tenants t JOIN plans p ON p.name = t.plan
-WHERE t.id = :tenant_id AND r.tenant_id = t.id AND r.workflow_id = :workflow_id
-  AND r.status = 'held' AND r.wait_reason = :reason
-RETURNING r.id, r.workflow_id, r.priority, r.attempt,
-          lane_config(p.limits || t.limits, greatest(p.limits_version, t.limits_version)) AS lane;
+-- name: tenants_with_held
+-- Why from tenant to tenant: one may have a million held runs. Whose month is known to be used up is passed over.
+WITH RECURSIVE holder AS (
+    (SELECT tenant_id FROM runs WHERE wait_reason = 'quota' ORDER BY tenant_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT r.tenant_id FROM runs r WHERE r.wait_reason = 'quota' AND r.tenant_id > holder.tenant_id
+            ORDER BY r.tenant_id LIMIT 1)
+    FROM holder WHERE holder.tenant_id IS NOT NULL
+)
+SELECT t.id AS tenant_id
+FROM holder JOIN tenants t ON t.id = holder.tenant_id AND t.status = 'active' JOIN plans p ON p.name = t.plan
+WHERE NOT EXISTS (
+    SELECT 1 FROM quota_counters c
+    WHERE c.tenant_id = t.id
+      AND c.period = date_trunc('month', coalesce(:at::timestamptz, now()) AT TIME ZONE 'UTC')::date
+      AND c.monthly = ((p.limits || t.limits) ->> 'max_executions_per_month')::bigint
+    HAVING sum(c.used) >= min(c.monthly));
+
+-- name: release_held
+-- Why one statement: what fits is counted, queued, entered in the ledger, and comes back with its message's lane.
+WITH tenant AS MATERIALIZED (
+    SELECT t.id, lane_config(p.limits || t.limits, greatest(p.limits_version, t.limits_version)) AS lane,
+           ((p.limits || t.limits) ->> 'max_executions_per_month')::bigint AS monthly,
+           ((p.limits || t.limits) ->> 'max_queued_runs')::bigint AS waiting
+    FROM tenants t JOIN plans p ON p.name = t.plan
+    WHERE t.id = :tenant_id AND t.status = 'active'
+), line AS MATERIALIZED (
+    SELECT id FROM runs WHERE tenant_id = :tenant_id AND wait_reason = 'quota' AND status = 'held'
+    ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
+), fits AS MATERIALIZED (
+    SELECT tenant.lane, CASE WHEN tenant.monthly IS NULL AND tenant.waiting IS NULL OR wanted.n = 0 THEN wanted.n ELSE (
+        SELECT q.taken FROM quota_take(tenant.id, '', coalesce(:at::timestamptz, now()), tenant.monthly,
+                                       tenant.waiting, wanted.n, true) q) END AS n
+    FROM tenant, (SELECT count(*) AS n FROM line) wanted
+), released AS (
+    UPDATE runs r SET status = 'queued', wait_reason = NULL, queued_at = now()
+    WHERE r.tenant_id = :tenant_id
+      AND r.id IN (SELECT id FROM line ORDER BY id LIMIT coalesce((SELECT n FROM fits), 0))
+    RETURNING r.id, r.workflow_id, r.priority, r.attempt
+), ledger AS (
+    INSERT INTO usage (tenant_id, at, kind, run_id, workflow_id)
+    SELECT :tenant_id, coalesce(:at::timestamptz, now()), 'execution', id, workflow_id FROM released
+)
+SELECT released.*, fits.lane FROM released, fits;
 
 -- name: credential_uses
 -- Why: before a credential goes; only current versions count, and a step that names none counts while it is the only one.

@@ -77,7 +77,7 @@ CREATE TABLE quota_counters (
     CONSTRAINT pk_quota_counters PRIMARY KEY (tenant_id, period, slot),
     CONSTRAINT fk_quota_counters_tenant_id FOREIGN KEY (tenant_id) REFERENCES tenants (id) ON DELETE CASCADE
 ) WITH (fillfactor = 50);
-CREATE INDEX ix_runs_backlog ON runs (tenant_id) WHERE finished_at IS NULL AND wait_reason IS NULL;
+CREATE INDEX ix_runs_backlog ON runs (tenant_id) WHERE finished_at IS NULL AND wait_reason IS NULL AND priority >= 0;
 CREATE INDEX ix_runs_held ON runs (tenant_id, id) WHERE wait_reason = 'quota';
 """
 
@@ -131,8 +131,8 @@ BEGIN
     IF p_queued IS NOT NULL THEN
         SELECT greatest(0, p_queued - count(*)) INTO free_queue FROM (
             SELECT 1 FROM runs r
-            WHERE r.tenant_id = p_tenant AND r.finished_at IS NULL AND r.wait_reason IS NULL AND r.status = 'queued'
-              AND r.id <> p_but
+            WHERE r.tenant_id = p_tenant AND r.finished_at IS NULL AND r.wait_reason IS NULL AND r.priority >= 0
+              AND r.status = 'queued' AND r.id <> p_but
             LIMIT p_queued) waiting;
     END IF;
     taken := least(p_wanted, free_month, free_queue);

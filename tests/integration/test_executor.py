@@ -48,6 +48,7 @@ def test_a_one_step_run_succeeds_with_output_lines_and_ledger(parts: Parts) -> N
     assert usage == [
         {"kind": "action_call", "action": "debug.echo", "quantity": 1},
         {"kind": "execution", "action": None, "quantity": 1},
+        {"kind": "worker_seconds", "action": None, "quantity": 1},
     ]
 
 
@@ -390,7 +391,7 @@ def test_a_checkpoint_whose_answer_was_lost_is_stored_once(parts: Parts) -> None
         with parts.database.tenant("acme") as session:
             assert runs.save_progress(session, run_id, attempt=1, checkpoint=1, lines=[line], usage=[used])
     assert len(parts.lines_of(run_id)) == 1
-    assert len(parts.rows("SELECT 1 FROM usage")) == 1
+    assert len(parts.rows("SELECT 1 FROM usage WHERE kind = 'action_call'")) == 1
     with parts.database.tenant("acme") as session:
         assert not runs.save_progress(session, run_id, attempt=1, checkpoint=3), "the second was never stored"
         assert not runs.save_progress(session, run_id, attempt=2, checkpoint=2), "another attempt's"

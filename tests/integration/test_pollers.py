@@ -125,18 +125,18 @@ def test_held_runs_start_in_their_order_once_they_are_released(parts: PollParts)
     parts.poll(workflow_id)
     parts.poll(other)
     with parts.database.tenant("a") as session:
-        over_quota = Start(workflow_id=workflow_id, trigger="api", input={}, hold="quota")
-        unpaid = parts.runs.start(session, over_quota).run["id"]
+        held_otherwise = Start(workflow_id=workflow_id, trigger="api", input={}, hold="another reason")
+        other_hold = parts.runs.start(session, held_otherwise).run["id"]
         assert parts.runs.release_held(session, workflow_id) == FLOOD + 1
         assert parts.broker.runs == {}
     with parts.database.tenant("a") as session:
         assert parts.runs.release_held(session, workflow_id) == 0
-    released = [run for run in parts.runs_of(workflow_id) if run["id"] != unpaid]
+    released = [run for run in parts.runs_of(workflow_id) if run["id"] != other_hold]
     assert {(run["status"], run["wait_reason"]) for run in released} == {("queued", None)}
     assert list(parts.broker.runs) == [run["id"] for run in released]
     lanes = [dict(message.lane or {}) for message in parts.broker.runs.values()]
     assert all(lane == {**LANE, "version": lane["version"]} for lane in lanes)
-    assert [run["status"] for run in parts.runs_of(workflow_id) if run["id"] == unpaid] == ["held"]
+    assert [run["status"] for run in parts.runs_of(workflow_id) if run["id"] == other_hold] == ["held"]
     assert {run["status"] for run in parts.runs_of(other)} == {"held"}
 
 

@@ -34,7 +34,7 @@ SERVICES: dict[str, set[str]] = {
     "progress": {"execution"},
     "checkpoints": {"execution", "patience", "runs", "tools"},
     "concurrency": {"checkpoints", "execution", "patience", "tools"},
-    "walk": {"checkpoints", "control", "execution", "outcomes", "pipeline", "progress", "tools"},
+    "walk": {"checkpoints", "control", "execution", "outcomes", "pipeline", "progress", "tools", "usage"},
     "executor": {
         "checkpoints",
         "concurrency",
