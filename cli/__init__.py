@@ -18,7 +18,7 @@ from cli.output import fail, sentence_for
 
 __all__ = ["app", "main"]
 
-GROUPS = ("tenants", "plans", "runs", "lanes", "keys")
+GROUPS = ("tenants", "plans", "billing", "runs", "lanes", "keys")
 """Each is the `app` of the module of that name, imported when it is used: the other commands start faster."""
 
 

@@ -56,8 +56,7 @@ def close(session: SystemSession, tenant_id: str, period: str, *, now: datetime 
     """
     moment = now or datetime.now(UTC)
     require_ended(period, moment)
-    if not stored.exists(session, tenant_id):
-        raise NotFound(f"There is no organization {tenant_id!r}; `fairlane tenants list` shows their ids.")
+    require_tenant(session, tenant_id)
     stored.lock_prices(session, closing=True)
     stored.lock(session, tenant_id)
     with session.acting_for(tenant_id) as own:
@@ -81,6 +80,12 @@ def require_ended(period: str, now: datetime) -> None:
         raise Conflict(f"{period} has not ended yet; it can be closed from {invoice.following(period)}-01 on.")
 
 
+def require_tenant(session: SystemSession, tenant_id: str) -> None:
+    """Raises NotFound; a deleted organization is there until it is erased."""
+    if not stored.exists(session, tenant_id):
+        raise NotFound(f"There is no organization {tenant_id!r}; `fairlane tenants list` shows their ids.")
+
+
 @dataclass(frozen=True, slots=True)
 class Closed:
     """What one pass did."""
@@ -102,24 +107,29 @@ class Closer:
             installed = stored.first_price_set(session)
         if installed is None:
             return Closed()
-        return Closed(sum(self.close_all(period, now=moment) for period in self._due(installed, moment)))
+        closed = {period: self.close_all(period, now=moment) for period in self._due(installed, moment)}
+        for period, number in closed.items():
+            if number:
+                log.info("month_closed", period=period, invoices=number)
+        return Closed(sum(closed.values()))
 
-    def close_all(self, period: str, *, now: datetime) -> int:
-        """Close a month for every organization that has no invoice for it yet; how many there were. Raises Conflict."""
+    def close_all(self, period: str, *, now: datetime, only: str | None = None) -> int:
+        """Close a month for every organization that has no invoice for it, or `only` for one; how many there were.
+
+        Raises InvalidInput when it is no month, and Conflict while it has not ended.
+        """
         require_ended(period, now)
         since, until = invoice.bounds(period)
         closed = 0
         while True:
             with self._database.system() as session:
-                open_ = stored.without_invoice(session, period, since=since, until=until, limit=BATCH)
+                open_ = stored.without_invoice(session, period, since=since, until=until, only=only, limit=BATCH)
             for tenant_id in open_:
                 with self._database.system() as session:
                     close(session, tenant_id, period, now=now)
             closed += len(open_)
             if len(open_) < BATCH:
                 break
-        if closed:
-            log.info("month_closed", period=period, invoices=closed)
         return closed
 
     def _due(self, installed: datetime, now: datetime) -> Iterator[str]:
@@ -152,8 +162,7 @@ def set_price(session: SystemSession, plan: str, price: Price, *, period: str) -
 
 def set_customer(session: SystemSession, by: Actor, tenant_id: str, customer: str, *, since: datetime) -> None:
     """Who an organization is for the provider that usage is reported to, and from when on it is. Raises NotFound."""
-    if not stored.exists(session, tenant_id):
-        raise NotFound(f"There is no organization {tenant_id!r}; `fairlane tenants list` shows their ids.")
+    require_tenant(session, tenant_id)
     stored.set_customer(session, tenant_id, customer, since=since)
     audit.record_for(session, tenant_id, by, "billing.customer_set", tenant_id, customer=customer)
 

@@ -12,7 +12,7 @@ An organization without a customer is not reported and not forgotten: each pass 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -53,12 +53,26 @@ class Exported:
     """Why the pass ended early: the provider did not answer, or asked for patience."""
 
 
-class Metering:
-    """Any number may run at once."""
+def log_result(result: Exported) -> None:
+    """What operators should know of a pass, if anything."""
+    if result.planned or result.sent or result.refused or result.unknown:
+        figures = {name: getattr(result, name) for name in ("planned", "sent", "refused", "unknown")}
+        log.info("usage_exported", **figures)
+    if result.without_customer:
+        log.warning("usage_without_customer", organizations=len(result.without_customer))
+    if result.trouble:
+        log.warning("export_delayed", reason=result.trouble)
 
-    def __init__(self, database: Database, exporter: MeterExporter) -> None:
+
+class Metering:
+    """Any number may run at once. `report` is given what each pass did."""
+
+    def __init__(
+        self, database: Database, exporter: MeterExporter, *, report: Callable[[Exported], None] = log_result
+    ) -> None:
         self._database = database
         self._exporter = exporter
+        self._report = report
 
     def run_once(self, *, now: datetime | None = None) -> Exported:
         """Plan what is new and send what is planned; by the clock of this machine unless `now` is given."""
@@ -79,7 +93,7 @@ class Metering:
                     break
                 sent, refused = sent + done, refused + (not done)
         result = Exported(planned, sent, refused, unknown, tuple(lacking), trouble)
-        _report(result)
+        self._report(result)
         return result
 
     def plan(self, now: datetime) -> int:
@@ -159,13 +173,3 @@ def _plan(session: SystemSession, customer: Row, now: datetime) -> int:
     ]
     stored.insert(session, rows)
     return len(rows)
-
-
-def _report(result: Exported) -> None:
-    if result.planned or result.sent or result.refused or result.unknown:
-        figures = {name: getattr(result, name) for name in ("planned", "sent", "refused", "unknown")}
-        log.info("usage_exported", **figures)
-    if result.without_customer:
-        log.warning("usage_without_customer", organizations=len(result.without_customer))
-    if result.trouble:
-        log.warning("export_delayed", reason=result.trouble)

@@ -66,6 +66,10 @@ class Settings(BaseSettings):
     token_ttl: timedelta = Field(default=timedelta(days=7), description="how long a login token holds, seconds")
     database_pool_size: int = Field(default=10, gt=0, description="connections to Postgres per process")
     lease_seconds: float = Field(default=30.0, gt=0, description="how long a dead worker's runs stay its own")
+    stripe_key: SecretStr | None = Field(
+        default=None, description="reports executions to Stripe: a key that may write meter events, sk_... or rk_..."
+    )
+    stripe_meter: str = Field(default="fairlane_executions", description="the event name of the meter at Stripe")
 
     @field_validator("database_url")
     @classmethod
@@ -117,6 +121,13 @@ class Settings(BaseSettings):
         if "@" not in parseaddr(text)[1] or not text.isprintable():
             raise ValueError("want an address such as Fairlane <fairlane@example.com>")
         return text
+
+    @field_validator("stripe_key")
+    @classmethod
+    def _plausible_key(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and re.fullmatch(r"[!-~]+", key.get_secret_value()) is None:
+            raise ValueError("want a key such as sk_live_...")
+        return key
 
     @field_validator("cors_origins", mode="before")
     @classmethod

@@ -9,7 +9,10 @@ from __future__ import annotations
 from engine.errors import ConfigurationError
 from engine.ports import MeterExporter
 
-__all__ = ["build"]
+__all__ = ["SERVICES", "build"]
+
+SERVICES = frozenset({"stripe"})
+"""Services whose base URLs are for exporters: no action may reach what only the operator's key is for."""
 
 
 def build(*, stripe_key: str | None, stripe_meter: str, service_urls: dict[str, str]) -> MeterExporter | None:

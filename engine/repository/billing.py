@@ -114,8 +114,10 @@ def insert_invoice(
     session.execute(sa.insert(invoices).values(tenant_id=tenant_id, period=period, **values))
 
 
-def without_invoice(session: SystemSession, period: str, *, since: datetime, until: datetime, limit: int) -> list[str]:
-    """Organizations that lived in the month and have no invoice for it, in the order of their ids."""
+def without_invoice(
+    session: SystemSession, period: str, *, since: datetime, until: datetime, only: str | None, limit: int
+) -> list[str]:
+    """Organizations that lived in the month and have no invoice for it, or `only` this, in the order of their ids."""
     statement = (
         sa.select(tenants.c.id)
         .where(
@@ -126,6 +128,8 @@ def without_invoice(session: SystemSession, period: str, *, since: datetime, unt
         .order_by(tenants.c.id)
         .limit(limit)
     )
+    if only is not None:
+        statement = statement.where(tenants.c.id == only)
     return list(session.execute(statement).scalars())
 
 
