@@ -7,12 +7,13 @@ except `migrate`, which starts the embedded ones for as long as it takes when no
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli import commands
+from cli import adoption, commands
 from cli.options import DEFAULT_CONCURRENCY, DEFAULT_DATA, Concurrency, Data, Processes, cores
 from embedded import ensure
 from embedded.program import Program
@@ -69,19 +70,44 @@ def beat(data: Data = DEFAULT_DATA) -> None:
 def migrate(
     to: Annotated[str, typer.Option("--to", help="Go no further than this revision.")] = "head",
     back_to: Annotated[str | None, typer.Option("--back-to", help="Go back to this revision instead.")] = None,
+    adopt: Annotated[bool, typer.Option("--adopt", help="Adopt a database of the multi-user system.")] = False,
+    encryption_key: Annotated[
+        str | None, typer.Option("--encryption-key", help="With --adopt: the old ENCRYPTION_KEY, in base64.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="With --adopt: say what would happen, and change nothing.")] = (
+        False
+    ),
+    discard_new: Annotated[
+        bool, typer.Option("--discard-new", help="With --back-to: lose runs and changes made since the adoption.")
+    ] = False,
+    forget_legacy: Annotated[
+        bool, typer.Option("--forget-legacy", help="Drop the old tables that an adoption kept.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --adopt: print JSON.")] = False,
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Bring the database to the newest schema; does nothing when it is there."""
-    if given := commands.given_database_url():
-        _migrate(given, to=to, back_to=back_to)
-        return
-    with ensure(data):
-        _migrate(Settings.load().database_url, to=to, back_to=back_to)
+    if sum((adopt, back_to is not None, forget_legacy)) > 1:
+        raise typer.BadParameter("give one of --adopt, --back-to and --forget-legacy")
+    if (check or encryption_key is not None) and not adopt:
+        raise typer.BadParameter("--check and --encryption-key go with --adopt")
+    with ensure(data) if commands.given_database_url() is None else nullcontext():
+        url = commands.given_database_url() or Settings.load().database_url
+        if adopt and check:
+            adoption.check(url, encryption_key, as_json=as_json)
+        elif adopt:
+            adoption.carry_over(url, encryption_key, as_json=as_json)
+        elif forget_legacy:
+            adoption.forget(url)
+        else:
+            _migrate(url, to=to, back_to=back_to, discard_new=discard_new)
 
 
-def _migrate(url: str, *, to: str, back_to: str | None) -> None:
+def _migrate(url: str, *, to: str, back_to: str | None, discard_new: bool) -> None:
     import migrations
 
+    if back_to in ("0001", "base") and adoption.take_back_if_adopted(url, discard_new=discard_new):
+        return
     if back_to is not None:
         migrations.downgrade(url, back_to)
     else:

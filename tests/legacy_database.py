@@ -26,6 +26,8 @@ CREATE TABLE workflows (id TEXT PRIMARY KEY, user_id TEXT NOT NULL, name TEXT NO
 CREATE TABLE logs (id TEXT PRIMARY KEY, workflow_id TEXT NOT NULL, status TEXT NOT NULL, message TEXT,
     executed_at TEXT);
 """
+MIXED = EARLY + "ALTER TABLE workflows ADD COLUMN action_chain TEXT, ADD COLUMN parameters TEXT;"
+"""The later form as a tool that copied the file made it."""
 LATER = """
 CREATE TABLE users (id UUID PRIMARY KEY, email VARCHAR(255) UNIQUE NOT NULL, password_hash VARCHAR(255) NOT NULL,
     created_at TIMESTAMP DEFAULT now());

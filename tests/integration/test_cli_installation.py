@@ -19,7 +19,7 @@ from tests.command_line import KEYS, ROOT, CommandLine, configured
 
 PAGE = (ROOT / "docs" / "cli.md").read_text("utf-8")
 WITHOUT_DATA = {
-    "up", "api", "worker", "beat", "migrate", "runs cancel", "runs resume", "lanes pause", "lanes resume",
+    "up", "api", "worker", "beat", "runs cancel", "runs resume", "lanes pause", "lanes resume",
     "lanes aside revive", "lanes aside forget",
 }  # fmt: skip
 """Commands that answer with a sentence at most, and so have no --json."""

@@ -1,0 +1,125 @@
+"""``fairlane migrate --adopt``: a multi-user database on Postgres becomes one of Fairlane in place, and back.
+
+`preview` looks and changes nothing. What the road found is shown as counts for each table and a line for each row that
+is not as it was; `--json` prints the same as one document.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import typer
+
+from cli.output import show_json
+from engine.errors import BadRequest
+from engine.settings import Settings
+
+if TYPE_CHECKING:
+    from migrations.legacy.findings import Count, Finding, Progress
+    from migrations.legacy.road import Parts
+
+KEY_BYTES = 32
+
+
+def read_key(encoded: str | None) -> bytes | None:
+    """The old ENCRYPTION_KEY. Raises BadRequest when it is not 32 bytes in base64."""
+    if encoded is None:
+        return None
+    try:
+        key = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise BadRequest("The encryption key is not 32 bytes in base64; it is the old system's ENCRYPTION_KEY.")
+    return key
+
+
+def parts(settings: Settings, old_key: bytes | None) -> Parts:
+    """What the road needs of the engine."""
+    import actions
+    from engine.vault import MasterKeyRing, Vault
+    from migrations.legacy.road import Parts
+    from triggers import KINDS
+
+    return Parts(Vault(MasterKeyRing(settings.master_key_ring)), actions.build(), KINDS, old_key)
+
+
+def check(url: str, encryption_key: str | None, *, as_json: bool) -> None:
+    """Say what an adoption would do."""
+    from migrations.legacy import adopt
+
+    seen = adopt.preview(url, read_key(encryption_key))
+    if as_json:
+        show_json(asdict(seen))
+        return
+    typer.echo(f"A multi-user database in its {seen.form.value} form. Adopting it takes about {seen.seconds} s.")
+    _show(seen.counts, seen.findings)
+    typer.echo("Nothing was changed. Workflows that cannot run are found by the adoption itself.")
+
+
+def carry_over(url: str, encryption_key: str | None, *, as_json: bool) -> None:
+    """Adopt the database, and say what became of its rows."""
+    from migrations.legacy import adopt
+
+    with stages() as progress:
+        done = adopt.adopt(url, parts(Settings.load(), read_key(encryption_key)), progress)
+    if as_json:
+        show_json(asdict(done))
+        return
+    _show(done.counts, done.findings)
+    typer.echo("The database is adopted. The old tables are kept in the schema fairlane_legacy, untouched.")
+
+
+def take_back_if_adopted(url: str, *, discard_new: bool) -> bool:
+    """Undo an adoption; False when there is none."""
+    import sqlalchemy
+
+    from migrations.legacy import adopt
+
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        if not adopt.is_adopted(connection):
+            return False
+    with stages() as progress:
+        adopt.take_back(url, discard_new=discard_new, progress=progress)
+    typer.echo("The four tables of the multi-user system are as they were; nothing of Fairlane is left.")
+    return True
+
+
+def forget(url: str) -> None:
+    """Close the way back."""
+    from migrations.legacy import adopt
+
+    with stages() as progress:
+        adopt.forget(url, progress)
+    typer.echo("The old tables and the rows that were set aside are gone; the adoption cannot be taken back any more.")
+
+
+def _show(counts: Mapping[str, Count], findings: list[Finding]) -> None:
+    typer.echo(f"{'table':<12} {'read':>10} {'carried':>10} {'set aside':>10}")
+    for table, count in counts.items():
+        typer.echo(f"{table:<12} {count.read:>10} {count.carried:>10} {count.set_aside:>10}")
+    for finding in findings:
+        needed = f" (needed by {', '.join(finding.needed_by)})" if finding.needed_by else ""
+        typer.echo(f"{finding.kind.value:<10} {finding.table} {finding.id}: {finding.reason}{needed}")
+
+
+@contextmanager
+def stages() -> Iterator[Progress]:
+    """A bar on stderr that shows the stage and how far it is; on a terminal only."""
+    if not sys.stderr.isatty():
+        yield lambda _doing, _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Waiting for the tables", total=None)
+        yield lambda doing, done, total: bar.update(task, description=doing, completed=done, total=total)
