@@ -33,6 +33,8 @@ MOST_IN_LANE = 1_000_000
 UNLIMITED: Final = ("unlimited", "none")
 DEFAULT: Final = "default"
 """Instead of a value: what the plan says."""
+POLICIES: Final = ("hold", "reject")
+"""What becomes of a run over the monthly limit; the first unless said otherwise."""
 OPERATOR: Final = Actor("operator")
 BATCH = 500
 """Tenants that are read, and lanes that are told, at once."""
@@ -176,6 +178,15 @@ class Plans:
     def unset_limits(self, session: SystemSession, tenant_id: str, *names: str) -> None:
         """Let its plan decide again. Raises NotFound."""
         self._change_tenant(session, tenant_id, "limits_unset", {"limits": list(names)}, without=names)
+
+    def set_policy(self, session: SystemSession, tenant_id: str, policy: str) -> None:
+        """What becomes of starts from outside over the monthly limit: ``hold`` or ``reject``. Raises NotFound."""
+        if policy not in POLICIES:
+            raise _refusal("policy", f"The policy cannot be {policy!r}: want {' or '.join(POLICIES)}.")
+        change: dict[str, Any] = (
+            {"without": ("over_quota",)} if policy == POLICIES[0] else {"overrides": {"over_quota": policy}}
+        )
+        self._change_tenant(session, tenant_id, "over_quota_set", {"policy": policy}, **change)
 
     def suspend(self, session: SystemSession, tenant_id: str) -> None:
         """Begin nothing more for a tenant and let nobody in; what waits stays. Raises NotFound."""

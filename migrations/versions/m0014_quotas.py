@@ -171,17 +171,25 @@ BEGIN
     IF p_monthly IS NULL AND p_queued IS NULL THEN
         RETURN 'admitted';
     END IF;
-    SELECT c.slot INTO mine FROM quota_counters c
-        WHERE c.tenant_id = p_tenant AND c.period = month AND c.room > 0
-          AND c.monthly IS NOT DISTINCT FROM p_monthly AND c.queued IS NOT DISTINCT FROM p_queued
-        ORDER BY (c.slot + pg_backend_pid()) % 8 LIMIT 1 FOR UPDATE SKIP LOCKED;
-    IF NOT FOUND AND p_wait THEN
+    BEGIN  -- in a block of its own: a row that turns out to be used up stays locked, until the block is undone
+        SELECT c.slot INTO mine FROM quota_counters c
+            WHERE c.tenant_id = p_tenant AND c.period = month AND c.room > 0
+              AND c.monthly IS NOT DISTINCT FROM p_monthly AND c.queued IS NOT DISTINCT FROM p_queued
+            ORDER BY (c.slot + pg_backend_pid()) % 8 LIMIT 1 FOR UPDATE SKIP LOCKED;
+        IF mine IS NULL THEN
+            RAISE EXCEPTION USING ERRCODE = 'QU001';
+        END IF;
+    EXCEPTION WHEN SQLSTATE 'QU001' THEN
+        NULL;
+    END;
+    IF mine IS NULL AND p_wait THEN  -- behind the gate one at a time waits for slots, so no two for each other
+        PERFORM pg_advisory_xact_lock(hashtextextended('quota:' || p_tenant, 0));
         SELECT c.slot INTO mine FROM quota_counters c
             WHERE c.tenant_id = p_tenant AND c.period = month AND c.room > 0
               AND c.monthly IS NOT DISTINCT FROM p_monthly AND c.queued IS NOT DISTINCT FROM p_queued
             ORDER BY (c.slot + pg_backend_pid()) % 8 LIMIT 1 FOR UPDATE;
     END IF;
-    IF FOUND THEN
+    IF mine IS NOT NULL THEN
         UPDATE quota_counters c SET used = c.used + 1, room = c.room - 1
             WHERE c.tenant_id = p_tenant AND c.period = month AND c.slot = mine;
         RETURN 'admitted';
