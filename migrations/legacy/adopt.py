@@ -139,7 +139,7 @@ def adopt(database_url: str, parts: Parts, progress: Progress) -> Conversion:
         )
         return conversion
 
-    return _patiently(database_url, work, progress)
+    return patiently(database_url, work, progress)
 
 
 def is_adopted(connection: Connection) -> bool:
@@ -166,7 +166,7 @@ def take_back(database_url: str, *, discard_new: bool, progress: Progress) -> No
             connection.execute(text(f"ALTER TABLE {staging.SCHEMA}.{table} SET SCHEMA public"))
         connection.execute(text(f"DROP SCHEMA {staging.SCHEMA} CASCADE"))
 
-    _patiently(database_url, work, progress)
+    patiently(database_url, work, progress)
 
 
 _LOSSES = (
@@ -207,7 +207,7 @@ def forget(database_url: str, progress: Progress) -> None:
             raise Conflict("There is nothing of the multi-user system to forget.")
         connection.execute(text(f"DROP SCHEMA {staging.SCHEMA} CASCADE"))
 
-    _patiently(database_url, work, progress)
+    patiently(database_url, work, progress)
 
 
 def _lock(connection: Connection, schema: str, tables: tuple[str, ...]) -> None:
@@ -220,7 +220,7 @@ def _connected(database_url: str) -> Connection:
     return create_engine(database_url, poolclass=pool.NullPool).connect()
 
 
-def _patiently(database_url: str, work: Callable[[Connection], T], progress: Progress) -> T:
+def patiently(database_url: str, work: Callable[[Connection], T], progress: Progress) -> T:
     """Do the work in one transaction, again when a lock is not to be had; one at a time, as for every migration."""
     for attempt in range(1, LOCK_ATTEMPTS + 1):
         try:
