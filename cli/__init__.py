@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cli import doctor, processes, up
+from cli import doctor, import_legacy, processes, up
 from cli.output import fail, sentence_for
 
 __all__ = ["app", "main"]
@@ -67,6 +67,7 @@ app.command("worker")(processes.worker)
 app.command("beat")(processes.beat)
 app.command("migrate")(processes.migrate)
 app.command("doctor")(doctor.doctor)
+app.command("import-legacy")(import_legacy.import_legacy)
 
 
 def main() -> None:

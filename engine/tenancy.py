@@ -63,7 +63,7 @@ def register(
 ) -> Registered:
     """A new account with an organization of its own. Raises Conflict ``email_taken``."""
     identity.lock_email(session, email)
-    if identity.account(session, email) is not None:
+    if identity.is_taken(session, email):
         raise Conflict(f"There is an account for {email} already; log in instead.", code="email_taken")
     user_id = ids.new_id("user")
     identity.insert_user(session, user_id=user_id, email=email, password_hash=password_hash)

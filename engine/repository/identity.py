@@ -40,14 +40,28 @@ def lock_email(session: SystemSession, email: str) -> None:
 
 
 def account(session: SystemSession, email: str) -> Row | None:
-    """The user of that email: spelled exactly so, else in any case; with the password's hash."""
+    """The user of that email: spelled exactly so, else the only one in any case; with the password's hash.
+
+    Of two accounts of the multi-user system whose emails differ by case only, a third spelling means neither.
+    """
     statement = (
         sa.select(users.c.id, users.c.email, users.c.password_hash, users.c.tenant_id, users.c.token_version)
         .where(sa.func.lower(users.c.email) == sa.func.lower(email))
         .order_by((users.c.email == email).desc(), users.c.created_at, users.c.id)
-        .limit(1)
+        .limit(2)
     )
-    return session.row(statement)
+    rows = session.rows(statement)
+    if not rows or (len(rows) > 1 and rows[0]["email"] != email):
+        return None
+    return rows[0]
+
+
+def is_taken(session: SystemSession, email: str) -> bool:
+    """Whether somebody has that email, in whatever case."""
+    return (
+        session.row(sa.select(users.c.id).where(sa.func.lower(users.c.email) == sa.func.lower(email)).limit(1))
+        is not None
+    )
 
 
 def insert_user(session: SystemSession, *, user_id: str, email: str, password_hash: str) -> None:
