@@ -9,7 +9,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALL := $(PIP) install -q --require-hashes --only-binary :all:
 COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --only-binary :all: --generate-hashes --no-header --no-annotate
-SOURCES := actions api bench celeryconfig.py cli embedded engine migrations tasks.py tests triggers
+SOURCES := actions api bench celeryconfig.py cli embedded engine exporters migrations tasks.py tests triggers
 
 # What is installed carries the checksum of what it was installed from: it is done again when, and only when, that changes.
 CHECKSUM := $(shell cat requirements.lock pyproject.toml 2>/dev/null | cksum | tr -d ' ')

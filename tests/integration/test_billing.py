@@ -167,13 +167,14 @@ def test_what_cannot_be_closed_or_shown_says_why(books: Books) -> None:
 
 
 def test_the_invoices_hold_what_the_ledger_and_the_table_of_runs_do(books: Books) -> None:
-    """Hundreds of runs of three organizations: fine ones, failures, retries and replays, through the real services."""
+    """Hundreds of runs of three organizations: fine ones, failures, retries, replays, and runs over a quota."""
     shapes: list[dict[str, Any]] = [
         {"action": "debug.echo", "with": {"a": 1}},
         {"action": "debug.fail", "with": {"message": "no"}},
         {"action": "debug.fail", "with": {"message": "once", "times": 1}, "retry": {"attempts": 3, "initial": "10ms"}},
     ]
     first = books.parts
+    first.fill("""UPDATE tenants SET limits = '{"max_executions_per_month": 40}' WHERE id = 'gamma'""")
     for tenant in TENANTS:
         parts = Parts(first.database, first.vault, first.registry, first.evaluator, tenant=tenant, url=first.url)
         flows = [parts.workflow({"id": "s", **shape}, workflow_id=f"wf_{tenant}_{n}") for n, shape in enumerate(shapes)]
@@ -187,13 +188,14 @@ def test_the_invoices_hold_what_the_ledger_and_the_table_of_runs_do(books: Books
     now = datetime.now(UTC)
     period, after = invoice.period_of(now), invoice.bounds(invoice.period_of(now))[1] + timedelta(hours=6)
     statuses = {row["status"] for row in first.rows("SELECT DISTINCT status FROM runs")}
-    assert statuses == {"succeeded", "failed"}
+    assert statuses == {"succeeded", "failed", "held"}
     for tenant in TENANTS:
         document = books.close(tenant, period, after)
         (counts,) = first.rows(
-            "SELECT (SELECT count(*) FROM runs WHERE tenant_id = :tenant) AS runs, (SELECT sum(quantity) FROM usage"
-            " WHERE tenant_id = :tenant AND kind = 'execution') AS ledger",
+            "SELECT (SELECT count(*) FROM runs WHERE tenant_id = :tenant AND status <> 'held') AS runs,"
+            " (SELECT sum(quantity) FROM usage WHERE tenant_id = :tenant AND kind = 'execution') AS ledger",
             tenant=tenant,
         )
         lines = sum(line["quantity"] for line in document["lines"] if line["kind"] in ("included", "further"))
-        assert document["executions"] == lines == counts["runs"] == counts["ledger"] == RUNS + len(tenant) + 12
+        assert document["executions"] == lines == counts["runs"] == counts["ledger"]
+        assert counts["runs"] == (40 if tenant == "gamma" else RUNS + len(tenant) + 12)

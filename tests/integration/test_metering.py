@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 import exporters
+import tasks
 from engine import billing, metering
 from engine.audit import Actor
 from engine.db import Row
-from engine.errors import NotFound
+from engine.errors import Fatal, NotFound
 from engine.metering import Metering
 from engine.ports import MeterEvent, MeterExporter
 from engine.usage import RollUp
+from tests.api_server import settings_for
 from tests.engine_parts import Parts, parts_for
 from tests.stripe_server import KEY, StripeServer, stripe_server
 
@@ -200,6 +203,18 @@ def test_a_key_that_is_not_accepted_delays_everything_and_is_nowhere_to_be_read(
     assert result.trouble == "Stripe does not accept the key of FAIRLANE_STRIPE_KEY."
     assert "sk_wrong" not in f"{desk.rows()} {exporter!r}"
     assert desk.export(after=timedelta(minutes=1)).sent == 1
+
+
+def test_no_action_reaches_where_only_the_key_of_the_operator_goes(desk: Desk) -> None:
+    urls = f"stripe={desk.stripe.url},slack=http://127.0.0.1:1"
+    configured = settings_for(desk.parts.url, "redis://127.0.0.1:1/0", service_urls=urls, stripe_key=KEY)
+    with closing(tasks._actions(configured)) as registry, pytest.raises(Fatal, match="may not be called"):
+        registry.client.fetch(desk.stripe.url)
+    metering = tasks._metering(configured, desk.parts.database)
+    assert metering is not None
+    desk.used("acme", 3, 9)
+    assert metering.run_once(now=NOON).sent == 1
+    assert KEY not in repr(configured)
 
 
 def test_without_a_key_there_is_no_exporter() -> None:
