@@ -2,6 +2,9 @@
 
 PORT ?= 8000
 UP ?=
+MINUTES ?= 10
+SEED ?=
+LEASE ?= 30
 PYTEST ?= -n 2 --dist loadfile
 BENCHES := end-to-end broker fairness expressions
 
@@ -19,7 +22,7 @@ DEV := .venv/.dev-$(CHECKSUM)-$(CHECKSUM_DEV)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test check bench bench-% migrate lock clean
+.PHONY: help up test check chaos bench bench-% migrate lock clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +38,9 @@ check: $(DEV) ## Format, lint, types, tests: what CI runs
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy $(wildcard $(SOURCES))
 	@$(BIN)/python -m pytest $(PYTEST)
+
+chaos: $(DEV) ## Kill, freeze and cut off everything under load, then count; MINUTES=10 SEED=n LEASE=30
+	@exec $(BIN)/python -m bench.chaos --minutes $(MINUTES) --lease $(LEASE) $(if $(SEED),--seed $(SEED))
 
 bench: $(DEV) ## Run every benchmark, each with its table
 	@for name in $(BENCHES); do $(MAKE) --no-print-directory bench-$$name || exit 1; done

@@ -128,6 +128,8 @@ class Proxy:
 
     `hold_after(pattern)`: once a client sends `pattern`, it gets no reply any more. `cut_after(pattern)`: once, what
     holds `pattern` is delivered, and then both sides are closed before the reply. `cut()` closes everything now.
+    While `refusing`, nobody gets through; while `silent`, connections stay open and nothing passes; `delay` is seconds
+    that each piece takes in each direction. `heal()` ends all of it, and the connections with it.
     """
 
     def __init__(self, port: int) -> None:
@@ -135,6 +137,8 @@ class Proxy:
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
         self.triggered = threading.Event()
+        self.refusing = self.silent = False
+        self.delay = 0.0
         self._hold: bytes | None = None
         self._cut: bytes | None = None
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
@@ -147,9 +151,14 @@ class Proxy:
         self._cut = pattern
 
     def cut(self) -> None:
-        for pair in self._pairs:
+        pairs, self._pairs = self._pairs, []
+        for pair in pairs:
             _close(*pair)
-        self._pairs.clear()
+
+    def heal(self) -> None:
+        self.refusing = self.silent = False
+        self.delay, self._hold, self._cut = 0.0, None, None
+        self.cut()
 
     def close(self) -> None:
         self._server.close()
@@ -159,11 +168,23 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._server.accept()
-                server = socket.create_connection(("127.0.0.1", self._target))
-                self._pairs.append((client, server))
-                pair = _Pair(client, server)
-                threading.Thread(target=self._forth, args=(pair,), daemon=True).start()
-                threading.Thread(target=self._back, args=(pair,), daemon=True).start()
+                self._connect(client)
+
+    def _connect(self, client: socket.socket) -> None:
+        try:
+            server = socket.create_connection(("127.0.0.1", self._target if not self.refusing else 0))
+        except OSError:
+            _close(client)  # as if the proxy were not there
+            return
+        self._pairs.append((client, server))
+        pair = _Pair(client, server)
+        threading.Thread(target=self._forth, args=(pair,), daemon=True).start()
+        threading.Thread(target=self._back, args=(pair,), daemon=True).start()
+
+    def _passes(self) -> bool:
+        if self.delay:
+            time.sleep(self.delay)
+        return not self.silent
 
     def _forth(self, pair: _Pair) -> None:
         with contextlib.suppress(OSError):
@@ -173,7 +194,8 @@ class Proxy:
                     self.triggered.set()
                 if self._cut is not None and self._cut in data:
                     self._cut, pair.cutting = None, True
-                pair.server.sendall(data)
+                if self._passes():
+                    pair.server.sendall(data)
         _close(pair.client, pair.server)
 
     def _back(self, pair: _Pair) -> None:
@@ -182,7 +204,7 @@ class Proxy:
                 if pair.cutting:
                     self.triggered.set()
                     break
-                if not pair.held:
+                if self._passes() and not pair.held:
                     pair.client.sendall(data)
         _close(pair.client, pair.server)
 
