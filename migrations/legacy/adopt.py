@@ -25,8 +25,8 @@ from migrations.legacy.road import Parts
 LOCK_TIMEOUT = "5s"
 LOCK_ATTEMPTS = 6
 LOCK_NOT_AVAILABLE = "55P03"
-LOGS_PER_SECOND = 8_000
-"""What `bench/adoption.py` measures on two cores, rounded down."""
+LOGS_PER_SECOND = 3_000
+"""What `bench/adoption.py` measured on two cores that had other work, rounded."""
 
 T = TypeVar("T")
 

@@ -36,12 +36,14 @@ def travel(connection: Connection, parts: Parts, progress: Progress) -> Conversi
     progress("Sorting rows", 0, 1)
     sorting.sort(connection, staging.SCHEMA)
     filling.keep_rejects(connection)
+    progress("Sorting rows", 1, 1)
     if migrations.current(connection) is not None:
         migrations.downgrade(connection, "base")
     migrations.upgrade(connection, "0001")
     filling.fill(connection, progress)
     progress("Upgrading the schema", 0, 1)
     migrations.upgrade(connection)
+    progress("Upgrading the schema", 1, 1)
     found = _convert(connection, parts, progress)
     return Conversion(counts(connection), [*findings(connection), *found])
 
