@@ -6,7 +6,7 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +30,8 @@ class StripeServer:
     """The identifiers of all requests."""
     moods: list[str] = field(default_factory=list)
     customers: set[str] = field(default_factory=lambda: {"cus_acme", "cus_beta"})
+    when_taken: Callable[[], None] = lambda: None
+    """Called when it has an event, before it answers."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def total(self, customer: str) -> int:
@@ -58,6 +60,7 @@ class StripeServer:
                 "timestamp": form["timestamp"],
                 "event_name": form["event_name"],
             }
+            self.when_taken()
             return None if mood == "lost" else (200, {"object": "billing.meter_event", "identifier": identifier})
 
 

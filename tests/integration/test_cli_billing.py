@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from queue import Queue
 
 import pytest
 import sqlalchemy as sa
 
+import exporters
 from engine import invoice
 from engine.db import Database
+from engine.metering import Metering
 from engine.usage import RollUp
 from tests.command_line import CommandLine, configured
 from tests.stripe_server import KEY, stripe_server
@@ -85,6 +90,31 @@ def test_an_invoice_is_shown_in_every_form_and_closed_once(fairlane: CommandLine
     assert fairlane("billing", "invoice", "acme", "--period", NEXT).code == 2
     for words in (("invoice", "nobody"), ("close", LAST, "--tenant", "nobody"), ("set-customer", "nobody", "cus_1")):
         assert fairlane("billing", *words).err.startswith("There is no organization 'nobody'")
+
+
+def test_a_command_that_is_killed_when_the_provider_has_the_event_reports_nothing_twice(
+    fairlane: CommandLine, database: Database
+) -> None:
+    fairlane.fine("billing", "set-customer", "acme", "cus_acme")
+    with stripe_server() as stripe:
+        fairlane.variables |= {"FAIRLANE_STRIPE_KEY": KEY, "FAIRLANE_SERVICE_URLS": f"stripe={stripe.url}"}
+        started: Queue[subprocess.Popen[str]] = Queue()
+        stripe.when_taken = lambda: _kill(started.get(timeout=60))
+        process = fairlane.start("billing", "export")
+        started.put(process)
+        assert process.wait(timeout=60) == -signal.SIGKILL
+        assert fairlane.fine("billing", "exports", "--json").json[0]["state"] == "planned"
+        stripe.when_taken = lambda: None
+        exporter = exporters.build(stripe_key=KEY, stripe_meter="runs", service_urls={"stripe": stripe.url})
+        assert exporter is not None
+        later = datetime.now(UTC) + timedelta(minutes=3)
+        assert Metering(database, exporter).run_once(now=later).sent == 1
+        assert (len(stripe.asked), stripe.total("cus_acme")) == (2, 2)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait(timeout=60)
 
 
 def test_usage_is_reported_and_what_is_refused_is_listed_and_settled(fairlane: CommandLine) -> None:

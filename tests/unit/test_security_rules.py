@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("engine", "triggers", "actions", "api", "cli", "embedded", "migrations")
+ROOMS = ("engine", "triggers", "actions", "exporters", "api", "cli", "embedded", "migrations")
 FILES = sorted([path for room in ROOMS for path in (ROOT / room).rglob("*.py")] + [ROOT / "tasks.py"])
 PAGE = (ROOT / "docs" / "security.md").read_text("utf-8")
 
