@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,13 +13,21 @@ import httpx
 import pytest
 
 from embedded.postgres import PostgresServer
+from migrations.legacy.conversion import next_fire
 from tests.command_line import CommandLine
 from tests.conftest import fresh_database
 from tests.installation import Installation, installed, wait_for
 from tests.legacy_database import KEY, MIXED, PASSWORD, Legacy, dump, encrypt, hashed
 
 ENCRYPTION_KEY = base64.b64encode(KEY).decode()
-LAST = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=50)
+LAST = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=20)
+HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
+
+
+def _early() -> str:
+    """The id of a workflow whose place in the spread of overdue schedules is in the first seconds."""
+    ids = (str(uuid.UUID(int=number)) for number in range(1, 1000))
+    return next(each for each in ids if next_fire(each, MINUTE, None, LAST) - LAST < timedelta(seconds=3))
 
 
 class Adopted:
@@ -57,7 +66,11 @@ class Adopted:
             ada, "webhook", "slack_message", order, name="Orders", parameters=parameters, action_chain=json.dumps(chain)
         )
         tick = {"discord_message": "tick", "interval": 1}
-        self.ids["tick"] = legacy.workflow(ada, "schedule", "discord_post", tick, last_executed_at=LAST.isoformat())
+        overdue = "2026-01-12 10:11:12.123456789-05:00"
+        self.ids["tick"] = legacy.workflow(ada, "schedule", "discord_post", tick, last_executed_at=overdue, id=_early())
+        self.ids["hourly"] = legacy.workflow(
+            ada, "schedule", "discord_post", tick | {"interval": 60}, last_executed_at=LAST.isoformat()
+        )
         self.ids["weather"] = legacy.workflow(ada, "webhook", "weather_check", {})
         self.ids["sms"] = legacy.workflow(ada, "webhook", "twilio_sms", {"to": "1"}, name="Text me")
         for day in range(1, 31):
@@ -112,8 +125,12 @@ def test_a_schedule_fires_in_its_old_rhythm(adopted: Adopted) -> None:
     def fired() -> list[dict[str, Any]]:
         return [run for run in adopted.runs("tick") if run["status"] == "succeeded"]
 
-    run = wait_for(fired, "the schedule to fire", seconds=90)[-1]
-    assert datetime.fromisoformat(run["input"]["scheduled_at"]) == LAST + timedelta(minutes=1)
+    first = wait_for(fired, "the overdue schedule to fire", seconds=90)[-1]
+    shown = adopted.client.get(f"/api/workflows/{adopted.ids['tick']}").json()
+    between = datetime.fromisoformat(shown["next_fire_at"]) - datetime.fromisoformat(first["input"]["scheduled_at"])
+    assert between % MINUTE == timedelta()
+    hourly = adopted.client.get(f"/api/workflows/{adopted.ids['hourly']}").json()
+    assert datetime.fromisoformat(hourly["next_fire_at"]) == LAST + HOUR
 
 
 def test_old_logs_are_listed_like_new_ones(adopted: Adopted) -> None:

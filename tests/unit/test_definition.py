@@ -468,6 +468,49 @@ def test_legacy_interval_is_whole_minutes_and_ten_without(interval: Any, every: 
     load(made)
 
 
+def test_legacy_chain_becomes_steps_and_reads_the_previous_result_where_it_said_so() -> None:
+    chain = [
+        {"action_type": "slack_message", "config": {"slack_message": "{{temp}}"}, "use_data_from": "previous"},
+        {"action_type": "slack_message", "config": '{"slack_message": "{{shop}}"}'},
+    ]
+    described = [{"name": "shop", "default_value": "ours", "required": True}, {"name": "no default"}, "odd"]
+    made = from_legacy(
+        "n", "webhook", "weather_check", "", action_chain=json.dumps(chain), parameters=json.dumps(described)
+    )
+    legacy = {"templates": "legacy"}
+    defaults = {"template_data": {"defaults": {"shop": "ours"}}}
+    assert made["steps"] == [
+        {"id": "action", "action": "openweather.current", "with": {"city": "London"}, **legacy, **defaults},
+        {"id": "action_2", "action": "slack.message", "with": {"text": "{{temp}}"}, **legacy,
+         "template_data": {"step": "action"}},
+        {"id": "action_3", "action": "slack.message", "with": {"text": "{{shop}}"}, **legacy, **defaults},
+    ]  # fmt: skip
+    assert canonical(load(made)) == made
+
+
+def test_legacy_chain_that_begins_with_the_first_action_is_the_whole() -> None:
+    config = {"slack_message": "x"}
+    chain = json.dumps([{"action_type": "slack_message", "config": config}])
+    assert len(from_legacy("n", "webhook", "slack_message", config, action_chain=chain)["steps"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("chain", "place", "code"),
+    [
+        ("{", "/action_chain", "invalid_input"),
+        ('{"a": 1}', "/action_chain", "invalid_input"),
+        ("[1]", "/action_chain/0", "invalid_input"),
+        ('[{"action_type": "soap_call"}]', "/action_chain/0/action_type", "unknown_action"),
+        ('[{"action_type": "slack_message"}]', "/action_chain/0/config/slack_message", "invalid_input"),
+        ('[{"action_type": "slack_message", "config": 5}]', "/action_chain/0/config", "invalid_input"),
+    ],
+)
+def test_legacy_fault_in_a_chain_names_its_link(chain: str, place: str, code: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        from_legacy("n", "webhook", "weather_check", "{}", action_chain=chain)
+    assert (refused.value.faults[0].pointer, refused.value.error_code) == (place, code)
+
+
 def test_legacy_document_passes_every_check() -> None:
     made = from_legacy("n", "webhook", "slack_message", {"slack_message": "{{a.b}} {{"}, actions=ACTIONS)
     assert canonical(read(made)) == made
