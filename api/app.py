@@ -33,6 +33,7 @@ from api.routes import (
     resume,
     runs,
     tenants,
+    usage,
     webhooks,
     workflows,
 )
@@ -55,6 +56,7 @@ ROUTERS = (
     live,
     catalog,
     billing,
+    usage,
     health,
 )
 """Webhooks first: routes are tried in this order, and those are the many."""

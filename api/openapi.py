@@ -52,6 +52,8 @@ CODES: Mapping[str, tuple[int, str]] = {
     "link_expired": (410, "The link to answer a run has expired."),
     "approval_expired": (410, "The time for an answer is over."),
     "too_large": (413, "The body is too large."),
+    "quota_executions": (429, "The month's runs are used up, and the organization's policy is to refuse more."),
+    "quota_queue": (429, "As many runs wait as the plan allows."),
     "unsupported_media_type": (415, "The body is neither JSON nor, for a workflow, YAML."),
     "invalid_input": (422, "Something in the input is wrong; `errors` has a JSON pointer and a sentence for each."),
     "unknown_action": (422, "The older form names an action that there is not."),

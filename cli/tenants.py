@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cli import limits, organizations
+from cli import limits, organizations, usage
 from cli.installation import Installation, opened, operator_here
 from cli.options import DEFAULT_DATA, AsJson, Data, TenantId, group
 from cli.output import show_items, show_json, show_record, warn
@@ -151,6 +151,7 @@ def resume(tenant: TenantId, data: Data = DEFAULT_DATA, as_json: AsJson = False)
 
 
 organizations.add_to(app)
+usage.add_to(app)
 
 
 def _report_now(here: Installation, tenant_id: str, sentence: str, *, as_json: bool) -> TenantLimits:

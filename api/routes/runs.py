@@ -109,6 +109,8 @@ def cancel(run_id: str, call: Writer) -> Any:
         "step_not_reached",
         "version_unreadable",
         "workflow_inactive",
+        "quota_executions",
+        "quota_queue",
     ),
 )
 def replay(run_id: str, call: Writer, body: ReplayBody | None = None, key: IdempotencyKey = None) -> Any:

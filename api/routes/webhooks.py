@@ -26,7 +26,16 @@ router = APIRouter(route_class=Route, prefix="/api/webhooks", tags=["webhooks"])
     status_code=202,
     responses={
         202: {"model": Triggered},
-        **refusals("not_found", "not_a_webhook", "invalid_body", "bad_signature", "workflow_inactive", "too_large"),
+        **refusals(
+            "not_found",
+            "not_a_webhook",
+            "invalid_body",
+            "bad_signature",
+            "workflow_inactive",
+            "too_large",
+            "quota_executions",
+            "quota_queue",
+        ),
     },
     openapi_extra=TAKES_ANYTHING,
 )

@@ -85,11 +85,12 @@ CREATE INDEX ix_runs_held ON runs (tenant_id, id) WHERE wait_reason = 'quota';
 # With none left, whoever comes locks all slots, counts, and divides what is free among them. So `used` summed up never
 # passes the limit, and nobody is refused while a slot has room. A transaction that may start several runs never waits
 # here (p_wait false), as two of them could wait for each other: -1 says that others were busy.
+# Without scans of whole tables: a connection keeps the plans that it made while the tables were empty.
 TAKE = """
 CREATE FUNCTION quota_take(
     p_tenant text, p_but text, p_at timestamptz, p_monthly bigint, p_queued bigint, p_wanted bigint, p_wait boolean,
     OUT taken bigint, OUT reason text
-) LANGUAGE plpgsql AS $$
+) LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
     slots CONSTANT int := 8;
     month CONSTANT date := date_trunc('month', p_at AT TIME ZONE 'UTC')::date;
@@ -110,10 +111,12 @@ BEGIN
         SELECT p_tenant, month, n, 0, 0, -1, -1 FROM generate_series(0, slots - 1) n
         WHERE NOT EXISTS (SELECT 1 FROM quota_counters c WHERE c.tenant_id = p_tenant AND c.period = month);
     IF p_wait THEN
-        PERFORM 1 FROM quota_counters c WHERE c.tenant_id = p_tenant AND c.period = month ORDER BY slot FOR UPDATE;
+        PERFORM 1 FROM quota_counters c
+            WHERE c.tenant_id = p_tenant AND c.period = month ORDER BY slot FOR NO KEY UPDATE;
     ELSE
         SELECT count(*) INTO seen FROM (
-            SELECT 1 FROM quota_counters c WHERE c.tenant_id = p_tenant AND c.period = month FOR UPDATE SKIP LOCKED) s;
+            SELECT 1 FROM quota_counters c
+            WHERE c.tenant_id = p_tenant AND c.period = month FOR NO KEY UPDATE SKIP LOCKED) s;
         IF seen < slots THEN
             taken := -1; RETURN;
         END IF;
@@ -150,10 +153,9 @@ $$
 ADMIT = """
 CREATE FUNCTION admit(
     p_tenant text, p_run text, p_at timestamptz, p_monthly bigint, p_queued bigint, p_rejects boolean, p_wait boolean
-) RETURNS text LANGUAGE plpgsql AS $$
+) RETURNS text LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
     month CONSTANT date := date_trunc('month', p_at AT TIME ZONE 'UTC')::date;
-    mine int;
     held bigint;
     got record;
 BEGIN
@@ -172,27 +174,30 @@ BEGIN
         RETURN 'admitted';
     END IF;
     BEGIN  -- in a block of its own: a row that turns out to be used up stays locked, until the block is undone
-        SELECT c.slot INTO mine FROM quota_counters c
-            WHERE c.tenant_id = p_tenant AND c.period = month AND c.room > 0
-              AND c.monthly IS NOT DISTINCT FROM p_monthly AND c.queued IS NOT DISTINCT FROM p_queued
-            ORDER BY (c.slot + pg_backend_pid()) % 8 LIMIT 1 FOR UPDATE SKIP LOCKED;
-        IF mine IS NULL THEN
+        UPDATE quota_counters u SET used = u.used + 1, room = u.room - 1
+            WHERE u.tenant_id = p_tenant AND u.period = month AND u.slot = (
+                SELECT c.slot FROM quota_counters c
+                WHERE c.tenant_id = p_tenant AND c.period = month AND c.room > 0
+                  AND c.monthly IS NOT DISTINCT FROM p_monthly AND c.queued IS NOT DISTINCT FROM p_queued
+                ORDER BY (c.slot + pg_backend_pid()) % 8 LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED);
+        IF NOT FOUND THEN
             RAISE EXCEPTION USING ERRCODE = 'QU001';
         END IF;
+        RETURN 'admitted';
     EXCEPTION WHEN SQLSTATE 'QU001' THEN
         NULL;
     END;
-    IF mine IS NULL AND p_wait THEN  -- behind the gate one at a time waits for slots, so no two for each other
+    IF p_wait THEN  -- behind the gate one at a time waits for slots, so no two for each other
         PERFORM pg_advisory_xact_lock(hashtextextended('quota:' || p_tenant, 0));
-        SELECT c.slot INTO mine FROM quota_counters c
-            WHERE c.tenant_id = p_tenant AND c.period = month AND c.room > 0
-              AND c.monthly IS NOT DISTINCT FROM p_monthly AND c.queued IS NOT DISTINCT FROM p_queued
-            ORDER BY (c.slot + pg_backend_pid()) % 8 LIMIT 1 FOR UPDATE;
-    END IF;
-    IF mine IS NOT NULL THEN
-        UPDATE quota_counters c SET used = c.used + 1, room = c.room - 1
-            WHERE c.tenant_id = p_tenant AND c.period = month AND c.slot = mine;
-        RETURN 'admitted';
+        UPDATE quota_counters u SET used = u.used + 1, room = u.room - 1
+            WHERE u.tenant_id = p_tenant AND u.period = month AND u.slot = (
+                SELECT c.slot FROM quota_counters c
+                WHERE c.tenant_id = p_tenant AND c.period = month AND c.room > 0
+                  AND c.monthly IS NOT DISTINCT FROM p_monthly AND c.queued IS NOT DISTINCT FROM p_queued
+                ORDER BY (c.slot + pg_backend_pid()) % 8 LIMIT 1 FOR NO KEY UPDATE);
+        IF FOUND THEN
+            RETURN 'admitted';
+        END IF;
     END IF;
     got := quota_take(p_tenant, p_run, p_at, p_monthly, p_queued, 1, p_wait);
     RETURN CASE WHEN got.taken = 1 THEN 'admitted' WHEN got.taken < 0 THEN 'line' ELSE got.reason END;

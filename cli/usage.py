@@ -1,0 +1,65 @@
+"""``fairlane tenants usage`` and ``over-quota``: what an organization used, and what happens at its monthly limit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import typer
+
+from cli.installation import opened
+from cli.options import DEFAULT_DATA, AsJson, Data, TenantId
+from cli.output import show_items, show_json, show_record
+from engine import plans, usage
+from engine.errors import InvalidInput
+
+WORKFLOWS: dict[str, Any] = {
+    name.replace("_", " "): lambda row, name=name: row[name]
+    for name in ("workflow_id", "executions", "action_calls", "worker_seconds", "held", "rejected")
+}
+
+
+def show(
+    tenant: TenantId,
+    period: Annotated[
+        str | None, typer.Option("--period", help="A month, UTC, such as 2026-11; else this one.")
+    ] = None,
+    data: Data = DEFAULT_DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Show what an organization used in a month, exact up to now."""
+    try:
+        month = usage.Period.of(datetime.now(UTC)) if period is None else usage.Period.parse(period)
+    except InvalidInput as error:
+        raise typer.BadParameter(error.detail) from None
+    with opened(data) as here:
+        with here.database.system() as session:
+            plans.of_tenant(session, tenant)
+        with here.database.tenant(tenant) as own:
+            report = asdict(usage.report(own, month))
+    if as_json:
+        show_json(report)
+        return
+    show_record({name: value for name, value in report.items() if not name.startswith("by_")})
+    show_items(report["by_workflow"], WORKFLOWS, as_json=False, none="Nothing was used in this month.")
+
+
+def over_quota(
+    tenant: TenantId,
+    policy: Annotated[Literal["hold", "reject"], typer.Argument(help="What becomes of runs over the monthly limit.")],
+    data: Data = DEFAULT_DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Hold the runs over an organization's monthly limit, or refuse those that come by API and webhook."""
+    with opened(data) as here, here.database.system() as session:
+        here.plans.set_policy(session, tenant, policy)
+    if as_json:
+        show_json({"tenant": tenant, "over_quota": policy})
+    else:
+        typer.echo(f"Runs of {tenant} over its monthly limit are {'held' if policy == 'hold' else 'refused'}.")
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("usage")(show)
+    app.command("over-quota")(over_quota)
