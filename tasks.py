@@ -26,12 +26,12 @@ from structlog.contextvars import bound_contextvars
 import actions
 import exporters
 import triggers
-from engine import fairshare, logs
+from engine import fairshare, logs, metrics
 from engine.audit import Sealer
 from engine.billing import Closer
 from engine.breaker import Breaker
 from engine.db import Database
-from engine.errors import ConfigurationError, Unavailable
+from engine.errors import ConfigurationError, Unavailable, WrittenByNewer
 from engine.executor import Executor
 from engine.expressions import Evaluator
 from engine.held import Held
@@ -205,10 +205,14 @@ def poll(self: Task, tenant_id: str, workflow_id: str) -> None:
 
 
 def _or_hand_back(task: Task, work: Callable[[], object]) -> None:
-    """While Postgres is down a message goes back to its lane, after a pause, instead of being used up."""
+    """What cannot be done here now goes back to its lane, after a pause, instead of being used up.
+
+    That is so while Postgres or the evaluator does not answer, and for what only a newer worker can read.
+    """
     try:
         work()
     except Unavailable as error:
+        metrics.HANDED_BACK.labels(reason="newer" if isinstance(error, WrittenByNewer) else "unavailable").inc()
         log.warning("task_handed_back", task=task.name, id=task.request.id, reason=error.detail)
         time.sleep(UNAVAILABLE_PAUSE)
         raise Reject(error.detail, requeue=True) from error

@@ -232,7 +232,7 @@ def _with_tenants(here: Installation, run_ids: list[str], tenant: str | None) ->
 def _cancel(here: Installation, run_id: str, tenant_id: str) -> bool:
     with here.database.tenant(tenant_id) as session:
         row = read_runs.get(session, run_id)
-        ended = Runs(LeftToSweeper()).cancel(session, run_id)
+        ended = Runs(LeftToSweeper()).cancel(session, run_id, by=operator_here().id)
         if ended:
             audit.record(session, operator_here(), "run.cancelled", run_id)
     if row is None:

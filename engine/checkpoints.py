@@ -7,6 +7,7 @@ Locks are taken from above: the limit, the parent, the run, its children; whoeve
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import structlog
 
 from engine.db import Row, TenantSession
 from engine.errors import Cancelled, FairlaneError, Unavailable
-from engine.execution import MAX_DEPTH, RunInHand, StepResult
+from engine.execution import MAX_DEPTH, Hold, RunInHand, StepResult
 from engine.patience import patiently
 from engine.ports import Json
 from engine.repository import relatives, runs
@@ -39,11 +40,15 @@ def save(
     error: Json = None,
     wait_reason: str | None = None,
     wake_seconds: float | None = None,
+    numbered: bool = True,
 ) -> None:
-    """One checkpoint. Raises Cancelled, with nothing stored, when the run is no longer this worker's."""
+    """One checkpoint. Raises Cancelled, with nothing stored, when the run is no longer this worker's.
+
+    One behind another that was refused (TooLarge) must not be `numbered`, for that one's number is missing.
+    """
     progress: dict[str, Any] = {
         "attempt": run.attempt,
-        "checkpoint": next(run.checkpoints),
+        "checkpoint": next(run.checkpoints) if numbered else None,
         "status": state,
         "steps": [result.row() for result in done],
         "lines": run.journal.take(),
@@ -65,6 +70,35 @@ def save(
                 tools.runs.cancel_children(session, run.run_id)
 
     patiently(run.hold, store)
+
+
+def put_back(
+    run: RunInHand, tools: Tools, why: BaseException, done: Sequence[StepResult] = (), *, usage: Sequence[Row] = ()
+) -> bool:
+    """Queue a run that this worker lets go for no fault of the run; False when it is no longer its own.
+
+    It is its own still when its organization is not active, or when a part of ours does not answer. What it has done is
+    kept and no crash is counted. The sweeper publishes it, that of a suspended organization once that is active again.
+    """
+    reason = why.detail if isinstance(why, Unavailable) else "its organization is not active"
+    run.journal.add("warning", f"The run was put back in line: {reason}")
+    progress: dict[str, Any] = {
+        "attempt": run.attempt,
+        "status": RunState.QUEUED,
+        "steps": [result.row() for result in done],
+        "lines": run.journal.take(),
+        "usage": [row for result in done for row in result.usage()] + list(usage),
+    }
+
+    def store() -> bool:
+        with tools.database.tenant(run.tenant_id) as session:
+            return runs.save_progress(session, run.run_id, **progress)
+
+    if isinstance(why, Cancelled):
+        return patiently(Hold(), store)
+    with contextlib.suppress(Unavailable):  # if it is Postgres, there is nothing to be done
+        return store()
+    return False
 
 
 def _before_end(session: TenantSession, run: RunInHand, tools: Tools, state: RunState, error: Json) -> None:

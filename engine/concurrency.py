@@ -110,7 +110,7 @@ def _take_place(run: RunInHand, tools: Tools, concurrency: Concurrency, key: str
             _put_aside(session, run)
         else:
             for run_id in decision.displaced:
-                tools.runs.cancel(session, run_id)
+                tools.runs.cancel(session, run_id, by=f"the run {run.run_id}, which took its place (concurrency)")
         return decision
 
 

@@ -6,7 +6,8 @@ names the tenant; row-level security does the rest. The two sessions are distinc
 cannot be handed a `SystemSession` by mistake.
 
 When Postgres cannot be reached, or breaks off, this raises `engine.errors.Unavailable`, and nothing of the transaction
-has happened, with one exception that no client can rule out: when the answer to COMMIT is lost. Connections that died
+has happened, with one exception that no client can rule out: when the answer to COMMIT is lost. What passes a limit of
+Postgres itself (SQLSTATE class 54) raises `TooLarge` instead: it would do so at every attempt. Connections that died
 while they were idle are replaced unseen.
 """
 
@@ -27,7 +28,7 @@ from psycopg.rows import dict_row
 from psycopg.types import json as psycopg_json
 from sqlalchemy import exc
 
-from engine.errors import ConfigurationError, Unavailable
+from engine.errors import ConfigurationError, StatementTimeout, TooLarge, Unavailable
 from engine.sql import QUERIES
 
 TENANT_ROLE = "fairlane_tenant"
@@ -192,8 +193,11 @@ class Database:
             yield connection
             _send(connection, b"COMMIT")
         except _LOST as error:
+            if _asks_too_much(error):
+                self._roll_back(connection)
+                raise TooLarge(f"The database cannot take that ({_cause(error)}).") from error
             connection.invalidate()
-            raise Unavailable(f"The database broke off ({_cause(error)}); try again.") from error
+            raise _outage(error) from error
         except BaseException:
             self._roll_back(connection)
             raise
@@ -252,6 +256,22 @@ def _send(connection: sqlalchemy.Connection, statements: bytes) -> None:
         if driver.closed or driver.broken:
             raise psycopg.OperationalError(result.get_error_message())
         raise psycopg.errors.error_from_result(result)
+
+
+def _asks_too_much(error: Exception) -> bool:
+    """Whether a limit of Postgres is passed (class 54), which its driver calls operational: it is, at every attempt."""
+    return (_state(error) or "").startswith("54")
+
+
+def _outage(error: Exception) -> Unavailable:
+    if _state(error) == psycopg.errors.QueryCanceled.sqlstate:
+        return StatementTimeout(f"A statement took too long and was ended ({_cause(error)}); try again.")
+    return Unavailable(f"The database broke off ({_cause(error)}); try again.")
+
+
+def _state(error: Exception) -> str | None:
+    """The SQLSTATE, where the server said one."""
+    return getattr(getattr(error, "orig", None) or error, "sqlstate", None)
 
 
 def _cause(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from engine.definition_checks import check_concurrency, check_expressions, check_graph, check_step, check_trigger
 from engine.definition_faults import faults_of, suggestion
 from engine.document_text import read_document
-from engine.errors import Fault, InvalidInput
+from engine.errors import Fault, InvalidInput, WrittenByNewer
 from engine.expressions import Evaluator
 from engine.legacy_form import from_legacy
 from engine.ports import Action, Json, PollSource
@@ -72,6 +72,9 @@ _PLAIN: Mapping[str, TypeAdapter[Any]] = {
     "on_failure": TypeAdapter(OnFailure | None),
 }
 """Keys of which the shape is all that there is to check."""
+FORMAT = 1
+"""Of stored documents. Whoever changes them so that an older worker could not read them raises it, and writes it into
+them as ``format``: such a worker then leaves their runs to a newer one. Documents without it have the format 1."""
 _REQUIRED = ("name", "trigger", "steps")
 _KEYS = (*_REQUIRED, "timeout", "concurrency", "on_failure")
 _NO_SOURCES: Mapping[str, PollSource] = MappingProxyType({})
@@ -134,7 +137,14 @@ def _steps_faults(raw: Json, actions: Mapping[str, Action], evaluator: Evaluator
 
 
 def load(stored: Mapping[str, Json]) -> Workflow:
-    """A document that was checked when it was saved. Raises InvalidInput if its shape is not ours (a newer version)."""
+    """A document that was checked when it was saved.
+
+    Raises WrittenByNewer for one of a later FORMAT, and InvalidInput for one whose shape is not ours all the same.
+    """
+    written = stored.get("format", FORMAT)
+    if isinstance(written, int) and written > FORMAT:
+        raise WrittenByNewer(f"The workflow has the format {written}, and this Fairlane reads up to {FORMAT}.")
+    stored = {key: value for key, value in stored.items() if key != "format"}
     try:
         return Workflow.model_validate(stored)
     except ValidationError as error:

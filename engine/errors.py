@@ -13,6 +13,8 @@
     +-- TooLarge                413
     +-- QuotaExceeded           429  (402 where a plan must be changed first), with retry_after
     +-- Unavailable             503  a dependency is down; try again
+    |   +-- StatementTimeout    503  Postgres ended a statement that took too long
+    |   +-- WrittenByNewer      503  a newer Fairlane wrote it, and only one like that can read it
     +-- VaultError              500  a secret cannot be read or written
     +-- ExpressionFailed             an expression that compiled has no value for this run
     +-- ActionError                  what an action reports of the outside world
@@ -138,6 +140,14 @@ class Unavailable(FairlaneError):
     code = "unavailable"
     status = 503
     retryable = True
+
+
+class StatementTimeout(Unavailable):
+    """Once that is a moment of heavy load; again and again it is the statement, and no outage."""
+
+
+class WrittenByNewer(Unavailable):
+    """What a newer Fairlane stored, while an older process is still there. It is left for one that can read it."""
 
 
 class VaultError(FairlaneError):

@@ -5,7 +5,9 @@ attempt that it belongs to, so a worker that lost the run changes nothing; a run
 times fails with that reason instead of going round for ever. A run without effects costs two transactions here.
 
 When Postgres is down before the run began this raises `Unavailable`: the run stays as it is, and is delivered again.
-Once it has begun the worker waits for Postgres (`engine.patience`), so that what a step did is not lost.
+Once it has begun the worker waits for Postgres (`engine.patience`), so that what a step did is not lost. A run whose
+organization was suspended, or for which no evaluator answers, is put back in line with what it has done; one whose
+document a newer version wrote is left for a worker that can read it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from engine.concurrency import admit
 from engine.db import Row, TenantSession
 from engine.definition import load
 from engine.durations import format_duration
-from engine.errors import Cancelled, InvalidInput
+from engine.errors import Cancelled, InvalidInput, TooLarge, Unavailable
 from engine.execution import NEVER, WORKFLOW, Clock, Deadline, Journal, LeftBehind, RunInHand, StepResult
 from engine.heartbeat import Heartbeat
 from engine.progress import Progress
@@ -63,6 +65,22 @@ class Executor:
             except Cancelled:
                 log.info("run_given_up", tenant=tenant_id, run=run_id, attempt=run.attempt)
                 return None
+            except TooLarge as error:
+                return self._end_unstorable(run, began, error)
+
+    def _end_unstorable(self, run: RunInHand, began: float, refusal: TooLarge) -> RunState:
+        """Postgres cannot store what the run has come to, now or later: it fails, and says so."""
+        run.journal.take()
+        run.journal.add("error", f"The run failed: {refusal.detail}")
+        checkpoints.save(
+            run,
+            self._tools,
+            RunState.FAILED,
+            usage=[attempt_row(began)],
+            error={"code": refusal.error_code, "message": refusal.detail},
+            numbered=False,
+        )
+        return RunState.FAILED
 
     def _begin(self, session: TenantSession, run_id: str) -> tuple[RunInHand, Progress] | None:
         row = runs.begin(session, run_id, stale_seconds=self.heartbeat.stale_seconds)
@@ -86,7 +104,11 @@ class Executor:
             error = {"code": "crashed", "message": message}
             checkpoints.save(run, self._tools, RunState.FAILED, usage=[attempt_row(began)], error=error)
             return RunState.FAILED
-        admitted = admit(run, self._tools)
+        try:
+            admitted = admit(run, self._tools)
+        except (Cancelled, Unavailable) as why:
+            checkpoints.put_back(run, self._tools, why)
+            raise
         if isinstance(admitted, RunState):
             return admitted
         return Walk(admitted, progress, self._tools, began=began).go()

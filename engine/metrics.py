@@ -8,6 +8,12 @@ SWEEPER_REPAIRS = Counter(
     "fairlane_sweeper_repairs_total", "What the sweeper repaired, by kind: woken, unpublished, silent.", ["kind"]
 )
 
+HANDED_BACK = Counter(
+    "fairlane_handed_back_total",
+    "Messages that a worker put back in line, by reason: unavailable, newer (a newer Fairlane wrote what it names).",
+    ["reason"],
+)
+
 QUOTA_DRIFT = Counter(
     "fairlane_quota_drift_total", "Executions by which counters of admitted runs differed from the ledger, when mended."
 )

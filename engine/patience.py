@@ -14,11 +14,12 @@ from typing import TypeVar
 import structlog
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from engine.errors import Unavailable
+from engine.errors import StatementTimeout, TooLarge, Unavailable
 from engine.execution import Hold
 
 PATIENCE = timedelta(minutes=10)
 LONGEST_PAUSE = timedelta(seconds=2)
+MAX_TIMEOUTS = 3
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -27,10 +28,23 @@ log = structlog.get_logger(__name__)
 def patiently(hold: Hold, call: Callable[[], T]) -> T:
     """The result of `call`, which is repeated while it raises Unavailable. It must be safe to repeat.
 
-    Raises Cancelled as soon as the run is lost, and Unavailable when the patience is at its end.
+    Raises Cancelled as soon as the run is lost, Unavailable when the patience is at its end, and TooLarge for what
+    Postgres cannot take, such as a statement that it ended MAX_TIMEOUTS times because it took too long.
     """
+    timeouts = 0
+
+    def once() -> T:
+        nonlocal timeouts
+        try:
+            return call()
+        except StatementTimeout as error:
+            timeouts += 1
+            if timeouts >= MAX_TIMEOUTS:
+                raise TooLarge(error.detail, code="statement_timeout") from error
+            raise
+
     try:
-        return call()
+        return once()
     except Unavailable as error:
         log.warning("waiting_for_postgres", reason=error.detail)
     retrying = Retrying(
@@ -41,7 +55,7 @@ def patiently(hold: Hold, call: Callable[[], T]) -> T:
         after=_log,
         reraise=True,
     )
-    return retrying(call)
+    return retrying(once)
 
 
 def _log(state: RetryCallState) -> None:

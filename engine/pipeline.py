@@ -159,6 +159,6 @@ def _store_intent(execution: Execution, session: TenantSession, lines: list[Row]
         started_at=execution.started_at,
     )
     run = execution.run
-    if not runs.save_progress(session, run.run_id, attempt=run.attempt, steps=[intent.row()], lines=lines):
+    if not runs.save_progress(session, run.run_id, attempt=run.attempt, steps=[intent.row()], lines=lines, begins=True):
         run.hold.lose()
         raise Cancelled("the run is no longer this worker's")

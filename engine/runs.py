@@ -133,16 +133,17 @@ class Runs:
     def _now(self) -> datetime | None:
         return None if self._clock is None else self._clock()
 
-    def cancel(self, session: TenantSession, run_id: str) -> bool:
-        """End a run that has not ended, and those that it waits for; False when it had.
+    def cancel(self, session: TenantSession, run_id: str, *, by: str) -> bool:
+        """End a run that has not ended, and those that it waits for; False when it had. Its log says `by` whom or what.
 
-        A worker that has it in hand hears of it within two seconds, and can write nothing more.
+        Steps that had begun fail with the code ``cancelled``: what they do may have happened all the same. A worker
+        that has it in hand hears of it within two seconds, and can write nothing more.
         """
         found = relatives.ties(session, run_id)
         if found is None:
             return False
         self.before_end(session, run_id, Ties(**found))
-        ended = stored.cancel(session, run_id) is not None
+        ended = stored.cancel(session, run_id, why=f"The run was cancelled by {by}.") is not None
         if ended:
             self.cancel_children(session, run_id)
         return ended
@@ -150,7 +151,7 @@ class Runs:
     def cancel_children(self, session: TenantSession, run_id: str) -> None:
         """End the runs that an ended run waited for, and theirs."""
         for child in relatives.live_children(session, run_id):
-            self.cancel(session, child)
+            self.cancel(session, child, by=f"the end of the run {run_id}, which waited for it")
 
     def before_end(self, session: TenantSession, run_id: str, ties: Ties) -> None:
         """What a run's end means for others; in the transaction that ends it, and before its row is locked.

@@ -53,7 +53,7 @@ class StepState(StrEnum):
 
     RUNNING = "running", "Begun: its effect may or may not have happened yet, or it waits without a worker."
     SUCCEEDED = "succeeded", "Finished; its output is stored and it is never run again for this run."
-    FAILED = "failed", "Failed for good after its retries."
+    FAILED = "failed", "Failed for good after its retries, or was in hand when its run was cancelled."
     SKIPPED = "skipped", "Its condition was not true."
 
 
@@ -63,6 +63,7 @@ RUN_EDGES: Mapping[RunState, frozenset[RunState]] = {
     RunState.RUNNING: frozenset(
         {
             RunState.RUNNING,  # taken over from a dead worker, with the next attempt number
+            RunState.QUEUED,  # put back for no fault of its own: its organization is suspended, a part of ours away
             RunState.WAITING,
             RunState.SUCCEEDED,
             RunState.FAILED,

@@ -14,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from engine import checkpoints, usage
 from engine.control import list_items
 from engine.db import Row
+from engine.errors import Cancelled, Unavailable
 from engine.execution import Execution, Key, RunInHand, StepResult
 from engine.outcomes import RUN_TIMEOUT, with_result
 from engine.pipeline import check_condition, execute_step
@@ -38,18 +39,31 @@ class Walk:
         self._unsaved: list[StepResult] = []
 
     def go(self) -> RunState:
-        """The state that the run has reached. Raises Cancelled when it is no longer this worker's."""
-        with _Crew(self._tools) as crew:
-            while True:
-                decided = self._begin(crew)
-                done = decided + crew.results(wait_for_one=not decided)
-                self._progress.add(done)
-                settled = self._progress.settle_items(crew.busy)
-                self._unsaved += done + settled
-                if not crew.busy and (self._is_stopped or not self._has_more(crew)):
-                    return self._leave()
-                if any(result.status is not StepState.SKIPPED for result in self._unsaved):
-                    checkpoints.save(self._run, self._tools, RunState.RUNNING, self._take())
+        """The state that the run has reached.
+
+        Raises Cancelled when it is no longer this worker's, and Unavailable when a part of ours does not answer; what
+        had finished by then is stored, if the run is still this worker's to put back.
+        """
+        crew = _Crew(self._tools)
+        try:
+            with crew:
+                return self._walk(crew)
+        except (Cancelled, Unavailable) as why:
+            done = self._take() + crew.finished()
+            checkpoints.put_back(self._run, self._tools, why, done, usage=[attempt_row(self._began)])
+            raise
+
+    def _walk(self, crew: _Crew) -> RunState:
+        while True:
+            decided = self._begin(crew)
+            done = decided + crew.results(wait_for_one=not decided)
+            self._progress.add(done)
+            settled = self._progress.settle_items(crew.busy)
+            self._unsaved += done + settled
+            if not crew.busy and (self._is_stopped or not self._has_more(crew)):
+                return self._leave()
+            if any(result.status is not StepState.SKIPPED for result in self._unsaved):
+                checkpoints.save(self._run, self._tools, RunState.RUNNING, self._take())
 
     def _begin(self, crew: _Crew) -> list[StepResult]:
         """Start all that may start; returns what needed no starting because it is skipped or has failed already."""
@@ -197,13 +211,18 @@ class _Crew:
 
     def results(self, *, wait_for_one: bool) -> list[StepResult]:
         """What has finished; waits until something has, if asked to and anything executes."""
-        results, self._finished = self._finished, []
-        if wait_for_one and not results and self._futures:
+        if wait_for_one and not self._finished and self._futures:
             wait(self._futures, return_when=FIRST_COMPLETED)
         for future in [future for future in self._futures if future.done()]:
+            self._finished.append(future.result())
             del self._futures[future]
-            results.append(future.result())
+        results, self._finished = self._finished, []
         return results
+
+    def finished(self) -> list[StepResult]:
+        """What was finished when the run was taken away; steps that had not begun, or were cut, are not among it."""
+        ended = [future for future in self._futures if not future.cancelled() and future.exception() is None]
+        return self._finished + [future.result() for future in ended]
 
 
 def attempt_row(began: float) -> Row:

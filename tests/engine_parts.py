@@ -154,7 +154,7 @@ class Parts:
 
     def cancel(self, run_id: str) -> bool:
         with self.database.tenant(self.tenant) as session:
-            return self.runs.cancel(session, run_id)
+            return self.runs.cancel(session, run_id, by="user_ada")
 
     def lines_of(self, run_id: str) -> list[Row]:
         return self.rows("SELECT * FROM execution_logs WHERE run_id = :id ORDER BY seq", id=run_id)

@@ -89,7 +89,7 @@ def show_waiting(run_id: str, call: Reader) -> Any:
 def cancel(run_id: str, call: Writer) -> Any:
     """End a run. One that is not running ends at once, else before its next step; what a step has done stays done."""
     with call.transaction() as session:
-        ended = call.services.runs.cancel(session, run_id)
+        ended = call.services.runs.cancel(session, run_id, by=call.principal.by.id)
         run = existing(session, run_id)
         if not ended and run["status"] != RunState.CANCELLED:
             raise Conflict(f"The run {run_id} has {run['status']} already.", code="run_finished")

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from engine.db import Row, SystemSession, TenantSession
-from engine.models import runs
+from engine.models import runs, tenants
 from engine.ports import Json
 from engine.repository.workflows import cancel_pending_runs
 from engine.states import RunState
@@ -17,7 +17,8 @@ CHILD = (runs.c.id, runs.c.idempotency_key, runs.c.parent_run_id, runs.c.status,
 
 
 def still_holds(session: TenantSession, run_id: str, attempt: int) -> bool:
-    """Whether the attempt has the run; nobody can end it before this transaction has ended."""
+    """Whether the attempt has the run, of an active tenant; nobody can end it before this transaction has ended."""
+    active = sa.exists().where(tenants.c.id == session.tenant_id, tenants.c.status == "active")
     statement = (
         sa.select(runs.c.id)
         .where(
@@ -25,6 +26,7 @@ def still_holds(session: TenantSession, run_id: str, attempt: int) -> bool:
             runs.c.id == run_id,
             runs.c.attempt == attempt,
             runs.c.status == "running",
+            active,
         )
         .with_for_update(read=True)
     )

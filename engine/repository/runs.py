@@ -70,8 +70,11 @@ def save_progress(
     error: Json = None,
     wait_reason: str | None = None,
     wake_seconds: float | None = None,
+    begins: bool = False,
 ) -> bool:
     """Checkpoint: all of it in one statement. False, and nothing written, when the attempt no longer holds the run.
+
+    With `begins`, an effect is about to be tried: then the tenant must not be suspended either.
 
     A `checkpoint` with its number, counted from 1 in each attempt, is stored once, however often it is sent: when it is
     there already, this is True and nothing is written.
@@ -91,6 +94,7 @@ def save_progress(
         error=None if error is None else dump_json(error),
         wait_reason=wait_reason,
         wake_seconds=wake_seconds,
+        begins=begins,
     )
     return bool(saved) or (checkpoint is not None and _is_saved(session, run_id, attempt, checkpoint))
 
@@ -103,8 +107,8 @@ def _is_saved(session: TenantSession, run_id: str, attempt: int, checkpoint: int
     return session.row(statement) is not None
 
 
-def cancel(session: TenantSession, run_id: str) -> str | None:
-    """End it wherever it is; the state that it had, or None when it was finished or does not exist."""
+def cancel(session: TenantSession, run_id: str, *, why: str) -> str | None:
+    """End it and its steps wherever they are, and log `why`; the state that it had, None when it had ended."""
     before = (
         sa.select(runs.c.id, runs.c.status)
         .where(runs.c.id == run_id, runs.c.finished_at.is_(None))
@@ -118,7 +122,10 @@ def cancel(session: TenantSession, run_id: str) -> str | None:
         .returning(before.c.status)
     )
     row = session.row(statement)
-    return None if row is None else str(row["status"])
+    if row is None:
+        return None
+    session.query("cancel_steps", tenant_id=session.tenant_id, run_id=run_id, why=why)
+    return str(row["status"])
 
 
 def heartbeat(session: SystemSession, held: Sequence[tuple[str, str, int]]) -> set[str]:

@@ -80,6 +80,7 @@ WHERE tenant_id = :tenant_id AND run_id = :run_id;
 -- Why one statement: steps, log lines and ledger of a checkpoint, all or nothing, only while the attempt still holds.
 -- Why numbered: one whose answer was lost may be sent again, and is stored once.
 -- Why wake_at may be there already: what came for a run that was still running (`signal_run`) wakes it at once.
+-- Why begins: no effect of a suspended tenant begins, however short ago it was suspended; what has happened is stored.
 WITH run AS (
     UPDATE runs SET
         status = :status,
@@ -93,6 +94,8 @@ WITH run AS (
         finished_at = CASE WHEN :terminal::boolean THEN now() END
     WHERE tenant_id = :tenant_id AND id = :run_id AND attempt = :attempt AND status = 'running'
       AND (:checkpoint::int IS NULL OR checkpoint = :checkpoint::int - 1)
+      AND (NOT :begins::boolean
+        OR EXISTS (SELECT 1 FROM tenants t WHERE t.id = :tenant_id AND t.status = 'active'))
     RETURNING tenant_id, id, workflow_id
 ), saved AS (
     INSERT INTO steps (tenant_id, run_id, step_id, item, status, attempt, output, error, started_at, finished_at,
@@ -120,20 +123,33 @@ WITH run AS (
 )
 SELECT id FROM run;
 
+-- name: cancel_steps
+-- Why: of a run that was just cancelled, so nobody can write steps any more. What was in hand may or may not have happened.
+WITH ended AS (
+    UPDATE steps SET
+        status = 'failed', error = jsonb_build_object('code', 'cancelled', 'message', :why::text, 'step', step_id),
+        finished_at = now(), wait_reason = NULL, wake_at = NULL, seq = DEFAULT
+    WHERE tenant_id = :tenant_id AND run_id = :run_id AND status = 'running'
+)
+INSERT INTO execution_logs (tenant_id, run_id, level, message) VALUES (:tenant_id, :run_id, 'warning', :why);
+
 -- name: heartbeat
--- Why: one statement per worker process for all it has in hand; what does not come back was lost or cancelled.
+-- Why: one statement per worker process for all it has in hand; what does not come back was lost or cancelled, or its
+-- tenant is suspended.
 UPDATE runs r SET heartbeat_at = now()
 FROM unnest(:tenant_ids::text[], :run_ids::text[], :attempts::int[]) AS held (tenant_id, run_id, attempt)
+JOIN tenants t ON t.id = held.tenant_id AND t.status = 'active'
 WHERE r.tenant_id = held.tenant_id AND r.id = held.run_id AND r.attempt = held.attempt AND r.status = 'running'
 RETURNING r.id;
 
 -- name: lost_runs
--- Why: between heartbeats, one look per process and second, so that a cancel is seen soon.
+-- Why: between heartbeats, one look per process and second, so that a cancel or a suspension is seen soon.
 SELECT held.run_id AS id
 FROM unnest(:tenant_ids::text[], :run_ids::text[], :attempts::int[]) AS held (tenant_id, run_id, attempt)
 LEFT JOIN runs r
     ON r.tenant_id = held.tenant_id AND r.id = held.run_id AND r.attempt = held.attempt AND r.status = 'running'
-WHERE r.id IS NULL;
+LEFT JOIN tenants t ON t.id = held.tenant_id AND t.status = 'active'
+WHERE r.id IS NULL OR t.id IS NULL;
 
 -- name: watched_runs
 -- Why: a few times a second, each process of the API asks this once for all runs that are watched there.

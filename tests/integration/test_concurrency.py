@@ -216,7 +216,7 @@ def test_a_parent_is_cancelled_while_its_child_ends_and_neither_waits_for_the_ot
             relatives.lock_key(session, "wf_child", "")
             child_has_limit.set()
             parent_waits.wait(10)
-            assert parts.runs.cancel(session, child["id"])
+            assert parts.runs.cancel(session, child["id"], by="user_ada")
 
     def cancel_parent() -> None:
         assert child_has_limit.wait(10)

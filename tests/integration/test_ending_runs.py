@@ -147,7 +147,10 @@ class TestCancel:
         script.body = body
         run_id = parts.start(parts.workflow(call(), echo("two")))
         assert self._cancelled_within(parts, run_id, inside) < 2
-        assert set(parts.steps_of(run_id)) == {"one"}
+        steps = parts.steps_of(run_id)
+        assert set(steps) == {"one"}
+        assert (steps["one"]["status"], steps["one"]["error"]["code"]) == ("failed", "cancelled")
+        assert [line["message"] for line in parts.lines_of(run_id)].count("The run was cancelled by user_ada.") == 1
 
     def test_in_the_middle_of_an_http_call(
         self, parts: Parts, silent_server: str, monkeypatch: pytest.MonkeyPatch
@@ -204,7 +207,7 @@ class TestCancel:
     def test_cancel_races_the_end_and_exactly_one_of_them_counts(self, parts: Parts) -> None:
         workflow = parts.workflow(echo("a"), echo("b"))
         outcomes = set()
-        for _ in range(100):
+        for _ in range(60):
             run_id = parts.start(workflow)
             worker = threading.Thread(target=parts.executor.run, args=("acme", run_id))
             worker.start()
@@ -212,6 +215,8 @@ class TestCancel:
             worker.join(20)
             status = parts.run_row(run_id)["status"]
             assert status == ("cancelled" if won else "succeeded")
+            assert all(step["finished_at"] is not None for step in parts.steps_of(run_id).values())
+            assert sum(line["message"].startswith("The run was cancelled") for line in parts.lines_of(run_id)) == won
             outcomes.add(status)
         executions = parts.rows("SELECT run_id FROM usage WHERE kind = 'execution' GROUP BY 1 HAVING count(*) > 1")
         assert executions == []

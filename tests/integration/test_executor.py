@@ -211,7 +211,7 @@ def test_a_cancelled_run_stops_in_the_middle_of_a_wait(parts: Parts, script: Sim
     worker.start()
     inside.wait(10)
     with parts.database.tenant("acme") as session:
-        assert parts.runs.cancel(session, run_id)
+        assert parts.runs.cancel(session, run_id, by="user_ada")
     parts.executor.heartbeat.run_once(older_than=0)
     worker.join(10)
     assert not worker.is_alive()

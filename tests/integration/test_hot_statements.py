@@ -26,6 +26,7 @@ PROGRESS: dict[str, Any] = {
     "error": None,
     "wait_reason": None,
     "wake_seconds": None,
+    "begins": True,
     "steps": "[]",
     "lines": "[]",
     "usage": "[]",

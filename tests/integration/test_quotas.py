@@ -172,7 +172,7 @@ def test_a_held_run_can_be_cancelled_and_takes_nothing(world: World) -> None:
     world.start()
     first, second = world.start()["id"], world.start()["id"]
     with world.database.tenant("acme") as session:
-        assert world.runs.cancel(session, first)
+        assert world.runs.cancel(session, first, by="user_ada")
     world.limit(max_executions_per_month=2)
     assert world.release() == 1
     assert world.rows(f"SELECT status FROM runs WHERE id = '{second}'") == [{"status": "queued"}]
