@@ -30,6 +30,7 @@ from api.routes import (
     keys,
     live,
     members,
+    quotas,
     resume,
     runs,
     tenants,
@@ -57,6 +58,7 @@ ROUTERS = (
     catalog,
     billing,
     usage,
+    quotas,
     health,
 )
 """Webhooks first: routes are tried in this order, and those are the many."""

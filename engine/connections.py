@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from engine import ids
+from engine import allowances, ids
 from engine.db import Row, TenantSession, dump_json
 from engine.definition_faults import faults_of, suggestion
 from engine.errors import Conflict, Fault, InvalidInput, NotFound
@@ -51,7 +51,7 @@ def check_service(service: str, actions: Mapping[str, Action]) -> None:
 def create(
     session: TenantSession, vault: Vault, *, service: str, name: str, data: Mapping[str, Any], user_id: str | None
 ) -> Row:
-    """The public row. Raises Conflict ``credential_exists``."""
+    """The public row. Raises Conflict ``credential_exists``, QuotaExceeded ``quota_credentials``."""
     credential_id = ids.new_id("cred")
     sealed = vault.seal(session, credential_id, data)
     row = stored.insert_credential(
@@ -71,6 +71,7 @@ def create(
             f"There is a credential {name!r} already; replace its secret with PUT, or choose another name.",
             code="credential_exists",
         )
+    allowances.check(session, allowances.CREDENTIALS)
     return row
 
 

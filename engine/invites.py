@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from datetime import timedelta
 
-from engine import audit, ids, members
+from engine import allowances, audit, ids, members
 from engine.audit import Actor
 from engine.db import Row, SystemSession, TenantSession
 from engine.errors import Conflict, Forbidden, Gone, NotFound
@@ -27,7 +27,8 @@ TOKEN_MARK = "fli_"  # noqa: S105 - what every token begins with
 def create(session: TenantSession, caller: Principal, *, email: str, role: str) -> tuple[Row, str]:
     """The invitation, and its token, which nobody can be told again.
 
-    Raises Forbidden for a role that may more than the caller, Conflict ``already_member``.
+    Raises Forbidden for a role that may more than the caller, Conflict ``already_member``, QuotaExceeded
+    ``quota_members``: a pending invitation takes a seat.
     """
     if not may_hand_out(caller.permissions, role):
         raise Forbidden(f"You cannot invite somebody as {role}: that is more than you may yourself.")
@@ -38,6 +39,7 @@ def create(session: TenantSession, caller: Principal, *, email: str, role: str) 
     token = _new_token()
     values = {"id": ids.new_id("invite"), "email": email, "role": role, "token_hash": hashed(token)}
     row = stored.insert(session, {**values, "created_by": caller.actor}, lasts=LASTS)
+    allowances.check(session, allowances.SEATS)
     audit.record(session, caller.by, "invite.created", row["id"], email=email, role=role)
     return row, token
 
@@ -67,7 +69,7 @@ def accept(session: SystemSession, token: str, *, user_id: str, email: str, ip: 
     """The organization that the user belongs to from now on: id, name, role.
 
     Raises NotFound ``invite_not_found`` (unknown, used or revoked), Forbidden ``invite_for_another_email`` or
-    ``tenant_suspended``, Gone ``invite_expired``.
+    ``tenant_suspended``, Gone ``invite_expired``, QuotaExceeded ``quota_members``.
     """
     invite = stored.take(session, hashed(token))
     if invite is None:

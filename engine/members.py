@@ -6,7 +6,7 @@ more than they may themselves. A change acts on the member's next request.
 
 from __future__ import annotations
 
-from engine import audit
+from engine import allowances, audit
 from engine.audit import Actor
 from engine.db import Row, SystemSession, TenantSession
 from engine.errors import Conflict, Forbidden, NotFound
@@ -44,9 +44,13 @@ def remove(session: SystemSession, caller: Principal, user_id: str) -> None:
 
 
 def join(session: TenantSession, by: Actor, user_id: str, role: str) -> bool:
-    """Let an existing account belong to the session's organization; False, and nothing changed, when it does."""
+    """Let an existing account belong to the session's organization; False, and nothing changed, when it does.
+
+    Raises QuotaExceeded ``quota_members``.
+    """
     joined = stored.insert(session, user_id, role)
     if joined:
+        allowances.check(session, allowances.MEMBERS)
         audit.record(session, by, "member.joined", user_id, role=role)
     return joined
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from engine import ids
+from engine import allowances, ids
 from engine.db import Row, TenantSession
 from engine.definition import Step, Trigger, WebhookTrigger, Workflow, canonical, version_hash
 from engine.errors import Conflict, Fault, InvalidInput, NotFound
@@ -80,11 +80,15 @@ class Workflows:
     def create(
         self, session: TenantSession, workflow: Workflow, *, author: Author, legacy: LegacyForm | None = None
     ) -> Row:
-        """Save a new workflow, active, as version 1. Raises InvalidInput: faults of what it names, all at once."""
+        """Save a new workflow, active, as version 1.
+
+        Raises InvalidInput: faults of what it names, all at once; QuotaExceeded ``quota_workflows``.
+        """
         self._check_named(session, workflow)
         workflow_id = ids.new_id("wf")
         values = {**_columns(workflow, legacy), "id": workflow_id, "user_id": author.user_id, "version": 1}
         stored.insert_workflow(session, values)
+        allowances.check(session, allowances.WORKFLOWS)
         self._save_trigger(session, workflow_id, workflow.trigger, active=True)
         stored.insert_version(session, workflow_id, 1, _version(workflow, author))
         return self.get(session, workflow_id)
@@ -226,6 +230,8 @@ class Workflows:
         if before is None or before["config"] != values["config"] or before["paused_reason"]:
             next_fire_at = row.next_fire_at if active else None
             values |= {"next_fire_at": next_fire_at, **_UNSPOILT}
+        if before is None or before["config"] != values["config"]:
+            allowances.check_trigger(session, trigger)
         stored_triggers.put(session, workflow_id, values)
 
     def _sealed(self, session: TenantSession, workflow_id: str, trigger: Trigger) -> Row:

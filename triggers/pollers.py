@@ -2,9 +2,9 @@
 
 A poll is a message in its tenant's lane like a run, so that polling costs the tenant its own share. `Poller.poll` takes
 the trigger for `poll.LEASE`, fetches without a transaction, and stores everything in one: the items seen, the runs, the
-cursor and when the poll falls due again. So whatever dies, an item has its run or is still to be found. Only whoever
-took the trigger last may store: what an earlier one found is dropped, and so is a poll of a trigger that was changed,
-switched off or deleted meanwhile.
+cursor and when the poll falls due again, no sooner than the plan allows. So whatever dies, an item has its run or is
+still to be found. Only whoever took the trigger last may store: what an earlier one found is dropped, and so is a poll
+of a trigger that was changed, switched off or deleted meanwhile.
 
 The first poll only remembers what is there (the baseline), unless the trigger says ``initial: all``. A trigger with
 another source or another `with` begins anew. More than `FLOOD` new items at once become held runs, with the reason
@@ -28,6 +28,7 @@ from typing import Any
 
 import structlog
 
+from engine.allowances import between_polls
 from engine.db import Database, Row, TenantSession, dump_json
 from engine.definition import PollTrigger
 from engine.definition_checks import check_trigger
@@ -186,7 +187,7 @@ class Poller:
             new = _new_items(session, look, found)
             starts = look.starts(new)
             started = sum(not fire(session, self._runs, start).existing for start in starts)
-            rhythm = Every(look.trigger.every)
+            rhythm = Every(max(look.trigger.every, between_polls(session)))
             values = {
                 "cursor": {"of": look.fingerprint, "at": found.cursor},
                 "failures": 0,
@@ -210,7 +211,11 @@ class Poller:
             now = _still_ours(session, taken)
             if now is None:
                 return Result(Outcome.DROPPED)
-            values = {"failures": failures, "last_error": error.detail, "next_fire_at": now + delay}
+            values = {
+                "failures": failures,
+                "last_error": error.detail,
+                "next_fire_at": now + max(delay, between_polls(session)),
+            }
             stored.change(session, taken["workflow_id"], values)
         return Result(Outcome.FAILED, reason=error.detail)
 

@@ -33,7 +33,9 @@ def list_credentials(call: Reader, page: Page) -> Any:
     return page.page(rows, lambda row: [row["id"]])
 
 
-@router.post("", status_code=201, response_model=Credential, responses=refusals("credential_exists"))
+@router.post(
+    "", status_code=201, response_model=Credential, responses=refusals("credential_exists", "quota_credentials")
+)
 def create(body: CredentialBody, call: Writer) -> Any:
     """Store a secret for workflows to use. Its data is checked against the service's schema of GET /api/actions."""
     connections.check_service(body.service, call.services.actions)

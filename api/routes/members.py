@@ -89,7 +89,7 @@ def remove(user_id: str, call: ManagerOrSelf) -> None:
     "/api/tenants/{tenant_id}/invite",
     status_code=201,
     response_model=Invited,
-    responses=refusals("not_found", "already_member", "organizations_off", "too_many_requests"),
+    responses=refusals("not_found", "already_member", "organizations_off", "too_many_requests", "quota_members"),
 )
 def invite(body: InviteBody, call: Manager, request: Request) -> Any:
     """Invite somebody by email, for a week. An earlier invitation of theirs is replaced."""
@@ -139,7 +139,9 @@ def revoke(invite_id: str, call: Manager) -> None:
 @router.post(
     "/api/invites/accept",
     response_model=Accepted,
-    responses=refusals("invite_not_found", "invite_expired", "invite_for_another_email", "too_many_requests"),
+    responses=refusals(
+        "invite_not_found", "invite_expired", "invite_for_another_email", "too_many_requests", "quota_members"
+    ),
 )
 def accept(body: AcceptBody, call: Anybody, request: Request) -> Any:
     """Join the organization that you were invited to. The token works once."""

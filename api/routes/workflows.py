@@ -55,7 +55,11 @@ def list_workflows(call: Reader, page: Page) -> Any:
 
 
 @router.post(
-    "", status_code=201, response_model=Workflow, responses=refusals("invalid_input"), openapi_extra=TAKES_YAML
+    "",
+    status_code=201,
+    response_model=Workflow,
+    responses=refusals("invalid_input", "quota_workflows", "quota_poll_interval"),
+    openapi_extra=TAKES_YAML,
 )
 def create(body: WorkflowBody, call: Writer, request: Request) -> Any:
     """Save a new workflow, which is active at once."""
@@ -78,7 +82,7 @@ def show(workflow_id: str, call: Reader) -> Any:
 @router.put(
     "/{workflow_id}",
     response_model=Workflow,
-    responses=refusals("invalid_input", "not_found", "version_conflict"),
+    responses=refusals("invalid_input", "not_found", "version_conflict", "quota_poll_interval"),
     openapi_extra=TAKES_YAML,
 )
 def update(workflow_id: str, body: WorkflowChange, call: Writer, request: Request) -> Any:

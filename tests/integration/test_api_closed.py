@@ -48,6 +48,7 @@ CLOSED: dict[tuple[str, str], tuple[Permission, Any]] = {
     ("DELETE", "/api/keys/{key_id}"): (P.KEYS_MANAGE, None),
     ("GET", "/api/audit"): (P.AUDIT_READ, None),
     ("GET", "/api/usage"): (P.RUNS_READ, None),
+    ("GET", "/api/quotas"): (P.TENANT_READ, None),
     ("GET", "/api/credentials/{credential_id}/decryptions"): (P.AUDIT_READ, None),
     ("GET", "/api/credentials/{credential_id}/workflows"): (P.CREDENTIALS_READ, None),
     ("GET", "/api/roles"): (P.CATALOG_READ, None),

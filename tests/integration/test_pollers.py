@@ -106,6 +106,15 @@ def test_polls_keep_their_rhythm(parts: PollParts) -> None:
     assert (row["last_fired_at"], row["next_fire_at"]) == (late, late + timedelta(minutes=40))
 
 
+def test_a_poll_that_was_saved_before_the_plan_asked_for_more_time_keeps_to_the_plan(parts: PollParts) -> None:
+    workflow_id = parts.save(parts.trigger())
+    parts.change("UPDATE tenants SET limits = '{\"min_poll_interval\": 3600}'")
+    saved_at = parts.trigger_of(workflow_id)["next_fire_at"]
+    Scheduler(parts.database, parts.runs, parts.broker).run_once()
+    parts.poll(workflow_id)
+    assert parts.trigger_of(workflow_id)["next_fire_at"] == saved_at + timedelta(hours=1)
+
+
 def test_a_hundred_new_items_run_and_one_more_holds_all_of_them(parts: PollParts) -> None:
     calm, flooded = (parts.save(parts.trigger(initial="all")) for _ in range(2))
     parts.service.ids = list(range(1, FLOOD + 1))
