@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +20,7 @@ from sqlalchemy import Connection, text
 
 from engine.db import SYSTEM_ROLE
 from engine.errors import Conflict
-from migrations.legacy import road, sqlite_file, staging
+from migrations.legacy import road, sorting, sqlite_file, staging
 from migrations.legacy.adopt import patiently
 from migrations.legacy.findings import TABLES, Count, Finding, Kind, Progress
 from migrations.legacy.road import Parts
@@ -70,6 +70,8 @@ class _Loaded:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TABLES, 0))
     digests: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TABLES, 0))
     findings: list[Finding] = field(default_factory=list)
+    nameless: dict[str, list[str]] = field(default_factory=lambda: {table: [] for table in TABLES})
+    """The places of the rows without an id, in the order of the file."""
 
 
 def import_file(database_url: str, path: Path, parts: Parts, progress: Progress, *, dry_run: bool) -> Imported:
@@ -114,7 +116,7 @@ def _carried(
             for table, count in conversion.counts.items()
         },
         checksums={table: Checksums(_hex(loaded.digests[table]), _hex(after[table])) for table in TABLES},
-        findings=[*_strangers(source), *loaded.findings, *conversion.findings],
+        findings=[*_strangers(source), *loaded.findings, *_named(conversion.findings, loaded)],
     )
 
 
@@ -169,9 +171,11 @@ def _read(
     total, number, summed = source.count(table), 0, 0
     for number, (raw, extra) in enumerate(source.rows(table), start=1):
         values, changes = reading.row(raw)
+        if values[0] is None:
+            loaded.nameless[table].append(_place(number))
         summed += digest([values[place] for place in compared])
         for change in changes:
-            row_id = values[0] or f"(row {number})"
+            row_id = values[0] or _place(number)
             loaded.findings.append(Finding(table, row_id, Kind.CHANGED, change.reason))
             _keep(originals, table, row_id, change)
         for column, value in zip(source.extra[table], extra, strict=True):
@@ -185,6 +189,19 @@ def _read(
 
 def _keep(originals: IO[str], table: str, row_id: str | None, change: Change) -> None:
     originals.write(json.dumps([table, row_id, change.column, json.dumps(change.stored())]) + "\n")
+
+
+def _place(number: int) -> str:
+    """What a row without an id is called."""
+    return f"(row {number})"
+
+
+def _named(findings: list[Finding], loaded: _Loaded) -> Iterator[Finding]:
+    """With the place in the file for rows without an id; the road tells them in the order in which they were loaded."""
+    places = {table: iter(found) for table, found in loaded.nameless.items()}
+    for finding in findings:
+        nameless = finding.kind is Kind.SET_ASIDE and finding.reason == sorting.NO_ID
+        yield replace(finding, id=next(places[finding.table])) if nameless else finding
 
 
 def _strangers(source: Source) -> Iterator[Finding]:

@@ -36,19 +36,20 @@ $$;
 CREATE TEMPORARY TABLE legacy_sorted (table_name text, place tid, id text, kind text, reason text) ON COMMIT DROP;
 CREATE TEMPORARY TABLE legacy_owners (table_name text, id text) ON COMMIT DROP;
 """
+NO_ID = "it has no id"
 _REASONS = {
-    "users": """CASE WHEN id IS NULL THEN 'it has no id'
+    "users": f"""CASE WHEN id IS NULL THEN '{NO_ID}'
         WHEN number > 1 THEN 'another row has the same id'
         WHEN email IS NULL THEN 'it has no email'
         WHEN row_number() OVER (PARTITION BY email ORDER BY place) > 1
             THEN 'another user has exactly this email' END""",
-    "credentials": """CASE WHEN id IS NULL THEN 'it has no id'
+    "credentials": f"""CASE WHEN id IS NULL THEN '{NO_ID}'
         WHEN number > 1 THEN 'another row has the same id'
         WHEN o.id IS NULL THEN 'its user ' || coalesce(user_id, '(none)') || ' is gone' END""",
-    "workflows": """CASE WHEN s.id IS NULL THEN 'it has no id'
+    "workflows": f"""CASE WHEN s.id IS NULL THEN '{NO_ID}'
         WHEN number > 1 THEN 'another row has the same id'
         WHEN o.id IS NULL THEN 'its user ' || coalesce(user_id, '(none)') || ' is gone' END""",
-    "logs": """CASE WHEN s.id IS NULL THEN 'it has no id'
+    "logs": f"""CASE WHEN s.id IS NULL THEN '{NO_ID}'
         WHEN number > 1 THEN 'another row has the same id'
         WHEN o.id IS NULL THEN 'its workflow ' || coalesce(workflow_id, '(none)') || ' is gone' END""",
 }

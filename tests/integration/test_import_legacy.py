@@ -241,6 +241,7 @@ def test_every_row_that_is_not_as_it_was_is_told_by_its_id_and_no_secret_is(impo
         assert found[0] == kind, (name, found)
         assert words in found[1]
     assert ("sessions", "") in told
+    assert told["users", "(row 5)"] == (Kind.SET_ASIDE, "it has no id")
     (broken,) = [found for found in report["findings"] if found["kind"] == "broken"]
     assert broken["needed_by"] == [ids["needy"]]
     assert report["counts"]["logs"] == {"read": 5, "carried": 4, "set_aside": 1}
