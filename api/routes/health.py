@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.pool import NullPool
 
 import migrations
+from api.gauges import Gauges
 from api.problems import Problem
 from api.services import Services
 from api.wire import Route
@@ -37,9 +38,12 @@ def readyz(request: Request) -> Any:
 
 
 @router.get("/metrics", response_class=Response)
-def metrics() -> Response:
-    """Show the Prometheus series of this process."""
-    return Response(prometheus_client.generate_latest(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
+def metrics(request: Request) -> Response:
+    """Show the Prometheus series of this process, and the gauges of the whole installation."""
+    registry = prometheus_client.CollectorRegistry(auto_describe=False)
+    registry.register(Gauges(request.app.state.services))
+    shown = prometheus_client.generate_latest() + prometheus_client.generate_latest(registry)
+    return Response(shown, media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
 
 def _postgres(services: Services) -> str | None:
