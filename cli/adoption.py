@@ -60,7 +60,7 @@ def check(url: str, encryption_key: str | None, *, as_json: bool) -> None:
         return
     typer.echo(f"A multi-user database in its {seen.form.value} form. Adopting it takes about {seen.seconds} s.")
     _show(seen.counts, seen.findings)
-    typer.echo("Nothing was changed. Workflows that cannot run are found by the adoption itself.")
+    typer.echo("Nothing was changed.")
 
 
 def carry_over(url: str, encryption_key: str | None, *, as_json: bool) -> None:

@@ -16,7 +16,8 @@ from sqlalchemy import Connection, create_engine, exc, pool, text
 
 import migrations
 from engine.db import dump_json
-from engine.errors import Conflict, Unavailable
+from engine.definition import from_legacy
+from engine.errors import Conflict, InvalidInput, Unavailable
 from engine.models import metadata
 from migrations.legacy import road, secrets, sorting, staging
 from migrations.legacy.findings import TABLES, Conversion, Count, Finding, Kind, Progress
@@ -91,7 +92,7 @@ def preview(database_url: str, old_key: bytes | None) -> Preview:
     with _connected(database_url) as connection:
         form = recognise(connection)
         sorting.sort(connection, "public")
-        found = [*road.findings(connection), *_unreadable(connection, old_key)]
+        found = [*road.findings(connection), *_unreadable(connection, old_key), *_unrunnable(connection)]
         counted = {table: _count(connection, table) for table in TABLES}
         connection.rollback()
     return Preview(form, counted, found, 5 + counted["logs"].read // LOGS_PER_SECOND)
@@ -104,6 +105,25 @@ def _unreadable(connection: Connection, old_key: bytes | None) -> list[Finding]:
             secrets.decrypt(row.encrypted_key or "", old_key)
         except secrets.Unreadable as error:
             found.append(Finding("credentials", row.id or "", Kind.BROKEN, str(error)))
+    return found
+
+
+def _unrunnable(connection: Connection) -> list[Finding]:
+    """Workflows whose action or settings Fairlane does not understand; the adoption checks their steps besides."""
+    present = sorting.columns_of(connection, "public", "workflows")
+    later = ", ".join(sorting.value(column, present) for column in staging.LATER)
+    query = text(
+        f"SELECT s.id::text, trigger_type::text, action_type::text, config_json::text, {later} FROM public.workflows s"
+        " WHERE NOT EXISTS (SELECT 1 FROM legacy_sorted x"
+        " WHERE x.table_name = 'workflows' AND x.kind = 'set_aside' AND x.place = s.ctid) ORDER BY 1"
+    )
+    found = []
+    for workflow_id, trigger, action, config, chain, parameters in connection.execute(query):
+        try:
+            from_legacy("W", trigger or "", action or "", config, action_chain=chain, parameters=parameters)
+        except InvalidInput as error:
+            reason = "; ".join(fault.message for fault in error.faults)
+            found.append(Finding("workflows", workflow_id, Kind.INACTIVE, reason))
     return found
 
 
