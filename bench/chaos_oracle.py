@@ -129,6 +129,7 @@ class Oracle:
         open_ = [f"{run} is {row[1]}" for run, row in self.runs.items() if row[1] not in TERMINAL]
         states = Counter(row[1] for row in self.runs.values())
         counted = f"{len(self.load.accepted)} accepted, {len(self.runs)} runs: " + in_words(states)
+        counted += f"; {self.chaos.cancelled} cancels counted"
         return Verdict(
             "I1 what was accepted has ended", counted, [f"lost {run}" for run in lost] + open_ + self.load.broken
         )
@@ -197,7 +198,7 @@ class Oracle:
     def i6(self) -> Verdict:
         clean, bar = sorted(self.chaos.recoveries.clean), self.ground.lease + 5
         if not clean:
-            return Verdict("I6 recovery", "nothing was interrupted", [])
+            return Verdict("I6 goes on in time", "nothing was interrupted by a kill alone", [])
         p99 = clean[min(int(len(clean) * 0.99), len(clean) - 1)]
         others = sorted(self.chaos.recoveries.disturbed)
         counted = f"{len(clean)} interrupted, median {clean[len(clean) // 2]:.1f} s, p99 {p99:.1f} s"
@@ -215,7 +216,7 @@ class Oracle:
             keys = sorted(str(key, "utf-8", "replace") for key in client.scan_iter())
             left: Any = client.hlen("unacked")
         broken += [f"{left} unacked"] if left else []
-        counted = f"{len(keys)} keys in Redis, {total.set_aside} set aside of {self.chaos.poisoned} poisonous"
+        counted = f"{len(keys)} keys in Redis, {total.set_aside} of {self.chaos.poisoned} poisonous still set aside"
         return Verdict("I7 nothing is left in hand", counted, broken)
 
     def i8(self) -> Verdict:
