@@ -20,7 +20,7 @@ from pathlib import Path
 
 import httpx
 
-from bench.chaos_faults import FAULTS, Chaos
+from bench.chaos_faults import FAULTS, Chaos, NotNow
 from bench.chaos_ground import Ground, Recoveries
 from bench.chaos_load import Load
 from bench.chaos_oracle import CAP, WATCH, Oracle, Sampler, Verdict
@@ -114,8 +114,11 @@ def _harm(plan: Plan, chaos: Chaos) -> None:
     while time.monotonic() < end or (first and time.monotonic() < end + plan.seconds):
         name = first.pop() if first else chaos.rng.choices(plan.faults, weights)[0]
         _say(f"{plan.seconds - (end - time.monotonic()):6.1f} s  {name}")
-        FAULTS[name][0](chaos)
-        chaos.times[name] += 1
+        try:
+            FAULTS[name][0](chaos)
+            chaos.times[name] += 1
+        except NotNow:
+            _say("          not now")
         chaos.undo()
         chaos.ground.revive()
         chaos.last(*plan.pause)

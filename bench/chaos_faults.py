@@ -24,6 +24,10 @@ from bench.chaos_load import Load, Tenant, run_of
 from bench.harness import until
 
 
+class NotNow(Exception):
+    """The installation is in no state for this fault, or it met nothing: it does not count as injected."""
+
+
 @dataclass
 class Chaos:
     """What a fault needs. `due` are the undoings that are still to come, with their time."""
@@ -116,7 +120,7 @@ def kill_api(chaos: Chaos) -> None:
 @fault("SIGSTOP of a worker past its lease, then SIGCONT", "F14", 3)
 def freeze_worker(chaos: Chaos) -> None:
     if len(chaos.ground.frozen) >= len(WORKERS) - 1:
-        return
+        raise NotNow
     name, running = chaos.worker(), chaos.in_hand()
     chaos.ground.freeze(name)
     chaos.recoveries.after_kill(running)
@@ -236,7 +240,9 @@ def _reply_dropped(process: Callable[[Chaos], str]) -> Fault:
         proxy = chaos.ground.links[process(chaos)].postgres
         proxy.triggered.clear()
         proxy.cut_after(b"COMMIT")
-        proxy.triggered.wait(5)
+        if not proxy.triggered.wait(5):
+            proxy.heal()
+            raise NotNow
 
     return harm
 
@@ -270,9 +276,10 @@ def poison(chaos: Chaos) -> None:
 
 @fault("a second beat for seconds", "F30")
 def two_beats(chaos: Chaos) -> None:
-    if "beat2" not in chaos.ground.processes:
-        chaos.ground.start("beat2")
-        chaos.due.append((time.monotonic() + chaos.rng.uniform(4, 10), lambda: chaos.ground.end("beat2")))
+    if "beat2" in chaos.ground.processes:
+        raise NotNow
+    chaos.ground.start("beat2")
+    chaos.due.append((time.monotonic() + chaos.rng.uniform(4, 10), lambda: chaos.ground.end("beat2")))
 
 
 @fault("cancel in a race with the run's end", "F24", 3)
@@ -310,7 +317,7 @@ def same_webhook(chaos: Chaos) -> None:
 def suspend(chaos: Chaos) -> None:
     tenant = chaos.tenant()
     if tenant.suspended:
-        return
+        raise NotNow
     chaos.ground.fairlane("tenants", "suspend", tenant.id)
     tenant.suspended = True
 
@@ -325,9 +332,9 @@ def suspend(chaos: Chaos) -> None:
 def rotate(chaos: Chaos) -> None:
     tenant = chaos.tenant()
     try:
-        tenant.client.put(f"/api/credentials/{tenant.credential}", json=tenant.new_secret())
-    except httpx.HTTPError:
-        return
+        tenant.client.put(f"/api/credentials/{tenant.credential}", json=tenant.new_secret()).raise_for_status()
+    except httpx.HTTPError as error:
+        raise NotNow from error
 
 
 @fault("a workflow edited", "F23, its runs keep their version")
@@ -336,9 +343,11 @@ def edit(chaos: Chaos) -> None:
     document = {"name": "two", **tenant.documents()["two"]}
     document["steps"] = [*document["steps"], tenant.call(f"added{chaos.rng.randrange(1000)}")]
     try:
-        tenant.client.put(f"/api/workflows/{tenant.workflows['two']}", json={"name": "two", "definition": document})
-    except httpx.HTTPError:
-        return
+        tenant.client.put(
+            f"/api/workflows/{tenant.workflows['two']}", json={"name": "two", "definition": document}
+        ).raise_for_status()
+    except httpx.HTTPError as error:
+        raise NotNow from error
 
 
 @fault("a limit changed", "F28", 1)
