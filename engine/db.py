@@ -49,6 +49,7 @@ CONNECT = {
 _BEGIN = sql.SQL("BEGIN; SELECT set_config('role', {role}, true), set_config('app.tenant_id', {tenant}, true)")
 _ACT = "SELECT set_config('role', %s, true), set_config('app.tenant_id', %s, true)"
 _LOST = (psycopg.OperationalError, psycopg.InterfaceError, exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
+_READ_ONLY = (psycopg.errors.ReadOnlySqlTransaction, exc.InternalError)
 
 
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
@@ -198,6 +199,12 @@ class Database:
                 raise TooLarge(f"The database cannot take that ({_cause(error)}).") from error
             connection.invalidate()
             raise _outage(error) from error
+        except _READ_ONLY as error:
+            if _state(error) != psycopg.errors.ReadOnlySqlTransaction.sqlstate:
+                self._roll_back(connection)
+                raise
+            connection.invalidate()  # after a failover another server takes writes
+            raise Unavailable(f"The database takes no writes ({_cause(error)}); try again.") from error
         except BaseException:
             self._roll_back(connection)
             raise

@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     token_ttl: timedelta = Field(default=timedelta(days=7), description="how long a login token holds, seconds")
     database_pool_size: int = Field(default=10, gt=0, description="connections to Postgres per process")
     lease_seconds: float = Field(default=30.0, gt=0, description="how long a dead worker's runs stay its own")
+    metrics_token: SecretStr | None = Field(
+        default=None, description="what a scrape of /metrics must send as its bearer token; without one, nothing"
+    )
     stripe_key: SecretStr | None = Field(
         default=None, description="reports executions to Stripe: a key that may write meter events, sk_... or rk_..."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from typing import Any
 
 import prometheus_client
@@ -15,6 +16,7 @@ from api.gauges import Gauges
 from api.problems import Problem
 from api.services import Services
 from api.wire import Route
+from engine.errors import Unauthenticated
 
 router = APIRouter(route_class=Route, tags=["operation"])
 
@@ -39,11 +41,22 @@ def readyz(request: Request) -> Any:
 
 @router.get("/metrics", response_class=Response)
 def metrics(request: Request) -> Response:
-    """Show the Prometheus series of this process, and the gauges of the whole installation."""
+    """Show the Prometheus series of this process, and the gauges of the whole installation.
+
+    An installation may want a token of its own for this (``FAIRLANE_METRICS_TOKEN``).
+    """
+    _check_token(request)
     registry = prometheus_client.CollectorRegistry(auto_describe=False)
     registry.register(Gauges(request.app.state.services))
     shown = prometheus_client.generate_latest() + prometheus_client.generate_latest(registry)
     return Response(shown, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+
+def _check_token(request: Request) -> None:
+    wanted = request.app.state.services.settings.metrics_token
+    given = request.headers.get("Authorization", "").encode()
+    if wanted is not None and not hmac.compare_digest(given, f"Bearer {wanted.get_secret_value()}".encode()):
+        raise Unauthenticated("This installation shows its metrics to whoever sends FAIRLANE_METRICS_TOKEN only.")
 
 
 def _postgres(services: Services) -> str | None:

@@ -33,3 +33,14 @@ def test_a_scrape_shows_who_waits_within_the_limit_and_how_late_schedules_are(
         with api.services.database.system() as session:
             session.execute(sa.text("UPDATE triggers SET next_fire_at = now() - interval '90 seconds'"))
         assert 90 <= _scrape(api.client())[("fairlane_schedule_lag_seconds", "")] < 600
+
+
+def test_an_installation_may_want_a_token_of_its_own_for_its_metrics(database_url: str, redis_url: str) -> None:
+    settings = settings_for(database_url, redis_url, metrics_token="of-the-scraper")
+    with running_api(services_for(settings)) as api:
+        http = api.client()
+        assert http.get("/metrics").status_code == 401
+        assert http.get("/metrics", headers={"Authorization": "Bearer of-somebody"}).status_code == 401
+        answer = http.get("/metrics", headers={"Authorization": "Bearer of-the-scraper"})
+        assert answer.status_code == 200
+        assert "fairlane_schedule_lag_seconds" in answer.text

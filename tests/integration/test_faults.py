@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -64,7 +63,7 @@ def test_f13_a_read_only_postgres_accepts_nothing_and_afterwards_all_goes_on(par
     name = sa.make_url(parts.url).database
     parts.fill(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     database = Database(parts.url)
-    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+    with pytest.raises(Unavailable, match="takes no writes"):
         start(parts, database)
     database.close()
     assert parts.rows("SELECT id FROM runs") == []
