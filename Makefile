@@ -5,7 +5,7 @@ UP ?=
 MINUTES ?= 10
 SEED ?=
 LEASE ?= 30
-PYTEST ?= -n 2 --dist loadfile
+PYTEST ?= -n 3 --dist loadfile
 BENCHES := end-to-end broker fairness admission expressions
 
 BIN := .venv/bin

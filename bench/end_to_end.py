@@ -130,7 +130,9 @@ class Ours:
         self._parts = tasks.services()
         with self._parts.database.system() as session:
             for n in range(TENANTS):
-                session.execute(sa.text("INSERT INTO tenants (id, name) VALUES (:t, :t)"), {"t": f"t{n}"})
+                session.execute(
+                    sa.text("INSERT INTO tenants (id, name, plan) VALUES (:t, :t, 'enterprise')"), {"t": f"t{n}"}
+                )
                 session.execute(
                     sa.text(
                         "INSERT INTO workflows (id, tenant_id, name, trigger_type, version)"

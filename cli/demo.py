@@ -24,7 +24,7 @@ from engine.db import Database, Row, SystemSession, TenantSession
 from engine.definition import load, parse
 from engine.errors import Forbidden, NotFound, Unauthenticated
 from engine.permissions import Scope
-from engine.repository import credentials, identity
+from engine.repository import credentials, identity, plans
 from engine.settings import Settings
 from engine.vault import MasterKeyRing, Vault
 from engine.workflows import Author, Workflows
@@ -120,6 +120,7 @@ def _account(session: SystemSession, password_hash: str | None) -> tuple[Row, st
     account = identity.account(session, EMAIL)
     if account is None:
         made = tenancy.register(session, email=EMAIL, password_hash=password_hash or "", organization=ORGANIZATION)
+        plans.change_tenant(session, made.tenant["id"], plan="team")  # so that a load can be tried
         return made.tenant, made.user["id"]
     if password_hash is not None:
         identity.set_password_hash(session, account["id"], password_hash, instead_of=account["password_hash"])

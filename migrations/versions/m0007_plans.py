@@ -14,16 +14,16 @@ down_revision = "0006"
 
 SEEDED = """
 INSERT INTO plans (name, limits, limits_version) VALUES
-    ('free', '{"weight": 1, "max_workflows": 20, "max_executions_per_month": 10000, "max_concurrent_runs": 20,
-               "max_runs_per_minute": null, "max_queued_runs": 10000, "max_members": 5, "max_credentials": 20,
-               "max_run_seconds": 900, "min_poll_interval": 60, "log_retention_days": 7}', nextval('limits_version')),
-    ('team', '{"weight": 2, "max_workflows": 200, "max_executions_per_month": 250000, "max_concurrent_runs": 50,
-               "max_runs_per_minute": null, "max_queued_runs": 100000, "max_members": 50, "max_credentials": 200,
-               "max_run_seconds": 3600, "min_poll_interval": 30, "log_retention_days": 30}', nextval('limits_version')),
+    ('free', '{"weight": 1, "max_workflows": 100, "max_executions_per_month": 10000, "max_concurrent_runs": 20,
+               "max_runs_per_minute": null, "max_queued_runs": 10000, "max_members": 25, "max_credentials": 100,
+               "max_run_seconds": 900, "min_poll_interval": null, "log_retention_days": 7}', nextval('limits_version')),
+    ('team', '{"weight": 2, "max_workflows": 1000, "max_executions_per_month": 250000, "max_concurrent_runs": 50,
+               "max_runs_per_minute": null, "max_queued_runs": 100000, "max_members": 250, "max_credentials": 1000,
+               "max_run_seconds": 3600, "min_poll_interval": null, "log_retention_days": 30}', nextval('limits_version')),
     ('enterprise', '{"weight": 4, "max_workflows": null, "max_executions_per_month": null,
                "max_concurrent_runs": 200, "max_runs_per_minute": null, "max_queued_runs": null,
                "max_members": null, "max_credentials": null,
-               "max_run_seconds": 14400, "min_poll_interval": 10, "log_retention_days": 365}',
+               "max_run_seconds": 14400, "min_poll_interval": null, "log_retention_days": 365}',
      nextval('limits_version'))
 """
 

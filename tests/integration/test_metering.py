@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+from celery import signals
 
 import exporters
-import tasks
 from engine import billing, metering
 from engine.audit import Actor
 from engine.db import Row
@@ -205,7 +206,23 @@ def test_a_key_that_is_not_accepted_delays_everything_and_is_nowhere_to_be_read(
     assert desk.export(after=timedelta(minutes=1)).sent == 1
 
 
-def test_no_action_reaches_where_only_the_key_of_the_operator_goes(desk: Desk) -> None:
+@pytest.fixture
+def tasks() -> Any:
+    """The wiring. Nothing else in this process shall be set up as a worker of ours because of that."""
+    import tasks
+
+    connected: list[tuple[Any, Any]] = [
+        (signals.setup_logging, tasks._log_as_we_do),
+        (signals.worker_init, tasks.refuse_leaky_isolation),
+        (signals.beat_init, tasks.refuse_leaky_isolation),
+        (signals.task_prerun, tasks._charge_from_here),
+    ]
+    for signal, receiver in connected:
+        signal.disconnect(receiver)
+    return tasks
+
+
+def test_no_action_reaches_where_only_the_key_of_the_operator_goes(desk: Desk, tasks: Any) -> None:
     urls = f"stripe={desk.stripe.url},slack=http://127.0.0.1:1"
     configured = settings_for(desk.parts.url, "redis://127.0.0.1:1/0", service_urls=urls, stripe_key=KEY)
     with closing(tasks._actions(configured)) as registry, pytest.raises(Fatal, match="may not be called"):

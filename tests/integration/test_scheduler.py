@@ -13,6 +13,7 @@ import pytest
 
 from engine.db import Row
 from engine.errors import QuotaExceeded
+from engine.held import Held
 from engine.runs import Runs, Start, Started
 from tests.trigger_parts import Parts, parts_for
 from triggers import KINDS, Scheduler
@@ -116,6 +117,7 @@ def test_two_schedulers_at_once_fire_each_schedule_once(parts: Parts) -> None:
         one, other = pool.map(tick, range(2))
     assert one + other == Result(claimed=400, started=400)
     assert runs_by_workflow(parts) == {f"wf_{n}": 1 for n in range(1, 401)}
+    Held(parts.database, parts.runs).run_once()  # a start that would have waited for another's count is held for this
     assert len(parts.broker.runs) == 400
 
 
@@ -128,12 +130,16 @@ def test_a_fire_that_was_stored_before_is_not_stored_again(parts: Parts, schedul
     assert len(parts.runs_of(workflow_id)) == 1
 
 
-def test_two_thousand_due_schedules_fire_in_one_tick(parts: Parts, scheduler: Scheduler) -> None:
-    due_schedules(parts, 2000)
-    assert scheduler.run_once() == Result(claimed=2000, started=2000)
-    assert runs_by_workflow(parts) == {f"wf_{n}": 1 for n in range(1, 2001)}
+def test_ten_thousand_schedules_due_in_the_same_second_fire_once_each(parts: Parts, scheduler: Scheduler) -> None:
+    due_schedules(parts, 10_000)
+    parts.change("UPDATE triggers SET next_fire_at = date_trunc('second', now()) - interval '1 second'")
+    fired = scheduler.run_once()
+    while (more := scheduler.run_once()).claimed:
+        fired = Result(claimed=fired.claimed + more.claimed, started=fired.started + more.started)
+    assert fired == Result(claimed=10_000, started=10_000)
+    assert runs_by_workflow(parts) == {f"wf_{n}": 1 for n in range(1, 10_001)}
     (row,) = parts.rows("SELECT count(*) AS n FROM triggers WHERE next_fire_at > now()")
-    assert row["n"] == 2000
+    assert row["n"] == 10_000
 
 
 @pytest.mark.parametrize(("missed", "started"), [("skip", []), ("once", [18]), ("all", list(range(9, 19)))])
