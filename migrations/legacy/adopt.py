@@ -189,24 +189,32 @@ def take_back(database_url: str, *, discard_new: bool, progress: Progress) -> No
     patiently(database_url, work, progress)
 
 
+_OLD_USER = f"SELECT 1 FROM {staging.SCHEMA}.users u"
 _LOSSES = (
     (
-        f"SELECT count(*) FROM tenants WHERE id NOT IN (SELECT 'tenant_' || id FROM {staging.SCHEMA}.users)",
+        f"SELECT count(*) FROM tenants t WHERE NOT EXISTS ({_OLD_USER} WHERE t.id = 'tenant_' || u.id::text)",
         "{} organizations were made since the adoption; the multi-user system has no place for them.",
         False,
     ),
+    (
+        f"SELECT count(*) FROM users n WHERE NOT EXISTS ({_OLD_USER} WHERE n.id = u.id::text)",
+        "{} accounts made since the adoption would be lost",
+        True,
+    ),
     ("SELECT count(*) FROM runs WHERE trigger <> 'legacy'", "{} runs since the adoption would be lost", True),
-    (
-        f"SELECT count(*) FROM workflows WHERE updated_at > (SELECT at FROM {staging.SCHEMA}.adoption)",
-        "{} workflows made or changed since the adoption would be lost",
-        True,
+    *(
+        (
+            f"SELECT count(*) FROM {table} WHERE updated_at > (SELECT at FROM {staging.SCHEMA}.adoption)",
+            f"{{}} {table} made or changed since the adoption would be lost",
+            True,
+        )
+        for table in ("workflows", "credentials")
     ),
-    (
-        f"SELECT count(*) FROM credentials WHERE updated_at > (SELECT at FROM {staging.SCHEMA}.adoption)",
-        "{} credentials made or changed since the adoption would be lost",
-        True,
-    ),
+    ("SELECT count(*) FROM api_keys", "{} API keys would be lost", True),
+    ("SELECT count(*) FROM invoices", "{} invoices would be lost", True),
 )
+"""A count of what the way back would lose, a sentence, and whether --discard-new may lose it. No NOT IN: an old row
+without an id would make it count nothing."""
 
 
 def _refuse_to_lose(connection: Connection, *, discard_new: bool) -> None:

@@ -228,6 +228,25 @@ def test_the_way_back_refuses_to_lose_what_was_made_since(empty_database_url: st
 
 
 @pytest.mark.parametrize(
+    ("made", "sentence"),
+    [
+        ("INSERT INTO tenants (id, name) VALUES ('acme', 'Acme')", "1 organizations were made since"),
+        ("INSERT INTO users (id, email, password_hash) VALUES ('new', 'n@b', 'x')", "1 accounts made since"),
+    ],
+)
+def test_an_old_row_without_an_id_hides_nothing_that_was_made_since(
+    empty_database_url: str, made: str, sentence: str
+) -> None:
+    legacy = clean()
+    legacy.add("users", id=None, email="nobody@example.com", password_hash="x")
+    legacy.write(empty_database_url, EARLY.replace(" PRIMARY KEY", ""))
+    _adopt(empty_database_url)
+    _do(empty_database_url, made)
+    with pytest.raises(Conflict, match=sentence):
+        _take_back(empty_database_url)
+
+
+@pytest.mark.parametrize(
     ("statement", "sentence"),
     [
         ("DROP TABLE logs", "it has no table logs"),
