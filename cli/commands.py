@@ -1,4 +1,9 @@
-"""What the commands share: the command lines of the processes, their environment, and checks before a start."""
+"""What the commands share: the command lines of the processes, their environment, and checks before a start.
+
+Nothing is ever imported from the folder that a command is started in: it may hold a file `api.py` or `tasks.py` of
+somebody else, which would run with the server's secrets. Python is told by ``-P``, uvicorn by ``--app-dir``, and
+Celery by `embedded.celery_command`.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +23,7 @@ from engine.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 QUEUES = "runs,system"
+_PYTHON = (sys.executable, "-P", "-m")
 
 
 class StopRank(IntEnum):
@@ -59,10 +65,13 @@ def check_given(home: Home) -> None:
 
 def environment(**more: str) -> dict[str, str]:
     """The environment of a child process, which finds the project's modules wherever it was started."""
-    path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
+    # An empty part, such as the end of "$PYTHONPATH:", means the folder that the process is started in.
+    path = os.pathsep.join(filter(None, (str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep))))
     # Celery warns root in twenty lines at each start; in containers root is common, and only JSON is accepted.
     warnings = ",".join(part for part in (os.environ.get("PYTHONWARNINGS", ""), CELERY_ON_ROOT) if part)
-    return {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": warnings, **more}
+    # SAFEPATH is -P for what a process starts itself, such as a worker that SIGHUP lets start anew.
+    ours = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONWARNINGS": warnings}
+    return {**os.environ, **ours, **more}
 
 
 def worker(number: int, *, concurrency: int) -> tuple[str, ...]:
@@ -92,16 +101,16 @@ def api(host: str, port: int) -> tuple[str, ...]:
     """uvicorn on the API's factory."""
     address = ("--host", host, "--port", str(port))
     options = ("--factory", "--no-access-log", "--timeout-graceful-shutdown", "5", "--log-level", "warning")
-    return (sys.executable, "-m", "uvicorn", "api.app:create_app", *address, *options)
+    return (*_PYTHON, "uvicorn", "--app-dir", str(ROOT), "api.app:create_app", *address, *options)
 
 
 def receiver(port: int) -> tuple[str, ...]:
     """The other side of the demo."""
-    return (sys.executable, "-m", "embedded.receiver", str(port))
+    return (*_PYTHON, "embedded.receiver", str(port))
 
 
 def _celery(*words: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "celery", "-q", "-A", "tasks", *words)
+    return (*_PYTHON, "embedded.celery_command", "-q", "-A", "tasks", *words)
 
 
 def require_free(host: str, port: int) -> None:

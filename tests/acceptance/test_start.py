@@ -1,16 +1,21 @@
-"""What processes need to start: a database that keeps tenants apart, and nothing of Redis."""
+"""What processes need to start: a database that keeps tenants apart, nothing of Redis, and only files of ours."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psycopg
 import pytest
 
 import migrations
+from cli import commands
+from embedded.ports import free_port
 from embedded.postgres import PostgresServer
 from tests.installation import ROOT, Installation, installed, wait_for
 
@@ -81,3 +86,53 @@ def test_beat_repairs_and_fires_also_when_redis_is_down_at_its_start(tmp_path: P
                 return row is not None and row[0] >= 2
 
         wait_for(stored, "two fires to be stored while there is no Redis")
+
+
+FOREIGN = (
+    *(
+        "actions.py",
+        "api.py",
+        "celeryconfig.py",
+        "embedded.py",
+        "engine/__init__.py",
+        "tasks.py",
+        "triggers/__init__.py",
+    ),
+    *("celery.py", "django.py", "gevent.py", "json.py", "kombu.py", "sitecustomize.py", "uvicorn.py"),
+)
+"""Names of ours, of libraries that we have, of some that Celery looks for, and of Python's own."""
+
+
+def test_no_process_imports_a_file_of_the_folder_that_it_is_started_in(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, port = tmp_path / "somebodys", free_port()
+    for name in FOREIGN:
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"print('foreign code in', {name!r}, flush=True)\nraise SystemExit(3)\n")
+    with installed(tmp_path, database_url) as installation:
+        for variable, value in installation.environment.items():
+            monkeypatch.setenv(variable, value)
+        monkeypatch.setenv("PYTHONPATH", f"{os.pathsep}{tmp_path}{os.pathsep}")  # its ends mean the present folder
+        environment = commands.environment()
+        assert environment["PYTHONPATH"].split(os.pathsep) == [str(ROOT), str(tmp_path)]
+        started = {
+            "api": commands.api("127.0.0.1", installation.port),
+            "worker": commands.worker(1, concurrency=1),
+            "beat": commands.beat(),
+            "receiver": commands.receiver(port),
+        }
+        for name, command in started.items():
+            with (installation.folder / f"{name}.log").open("ab") as log:
+                installation.processes[name] = subprocess.Popen(
+                    command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+                )
+        wait_for(installation.answers, "the API to be ready")
+        wait_for(lambda: httpx.get(f"http://127.0.0.1:{port}").is_success, "the receiver to answer")
+        tenant = installation.tenant()
+        step = {"id": "one", "action": "debug.echo", "with": {}}
+        tenant.succeeded(tenant.workflow(step, trigger={"type": "schedule", "every": "1s"}), 1)
+        installation.processes["worker"].send_signal(signal.SIGHUP)
+        wait_for(lambda: installation.log("worker").count(" ready.") == 2, "the worker to start itself anew")
+        assert "foreign code" not in "".join(map(installation.log, started))
