@@ -6,8 +6,10 @@ to a closed month later are a line of their own on the next invoice that is clos
 month and no invoice does, so that neither the order of commits nor two closings at once lose or repeat an execution.
 Closed months are looked at again for `LATE_MONTHS` months.
 
-`Closer` closes every month some hours after its end, from the one on in which billing was installed. Any number of
-closers may run; one that dies leaves no half of an invoice, and months that were missed are closed by the next.
+Nobody owes anything for the time before billing was installed; organizations that came out of the multi-user system are
+older than that. `Closer` closes every month some hours after its end, from the one on in which billing was installed.
+Any number of closers may run; one that dies leaves no half of an invoice, and months that were missed are closed by
+the next.
 """
 
 from __future__ import annotations
@@ -52,10 +54,12 @@ def of_tenant(session: TenantSession, period: str, *, now: datetime | None = Non
 def close(session: SystemSession, tenant_id: str, period: str, *, now: datetime | None = None) -> Row:
     """Close a month of an organization, once; the invoice.
 
-    Raises NotFound, InvalidInput when it is no month, and Conflict while it has not ended.
+    Raises NotFound, InvalidInput when it is no month, and Conflict while it has not ended or if it ended before billing
+    was installed.
     """
     moment = now or datetime.now(UTC)
     require_ended(period, moment)
+    require_billed(session, period)
     require_tenant(session, tenant_id)
     stored.lock_prices(session, closing=True)
     stored.lock(session, tenant_id)
@@ -78,6 +82,13 @@ def require_ended(period: str, now: datetime) -> None:
     """Raises InvalidInput when it is no month, and Conflict while it has not ended."""
     if invoice.parse_period(period) >= invoice.period_of(now):
         raise Conflict(f"{period} has not ended yet; it can be closed from {invoice.following(period)}-01 on.")
+
+
+def require_billed(session: SystemSession, period: str) -> None:
+    """Raises Conflict when the month ended before billing was installed."""
+    installed = stored.first_price_set(session)
+    if installed is not None and invoice.bounds(period)[1] <= installed:
+        raise Conflict(f"{period} ended before billing was installed on {_day(installed)}; nothing is owed for it.")
 
 
 def require_tenant(session: SystemSession, tenant_id: str) -> None:
@@ -116,9 +127,12 @@ class Closer:
     def close_all(self, period: str, *, now: datetime, only: str | None = None) -> int:
         """Close a month for every organization that has no invoice for it, or `only` for one; how many there were.
 
-        Raises InvalidInput when it is no month, and Conflict while it has not ended.
+        Raises InvalidInput when it is no month, and Conflict while it has not ended or if it ended before billing was
+        installed.
         """
         require_ended(period, now)
+        with self._database.system() as session:
+            require_billed(session, period)
         since, until = invoice.bounds(period)
         closed = 0
         while True:
@@ -203,10 +217,14 @@ def _shares(session: TenantSession, tenant: Row, period: str) -> list[Share]:
         period,
         changes or [(tenant["created_at"], tenant["plan"])],
         lambda plan: _price(known[plan]) if plan in known else None,
-        began=tenant["created_at"],
+        began=max(tenant["created_at"], stored.first_price_set(session) or tenant["created_at"]),
         ended=tenant["deleted_at"],
     )
     return invoice.shares_of(period, terms, stored.executions_by_day(session, *invoice.bounds(period)))
+
+
+def _day(moment: datetime) -> str:
+    return moment.astimezone(UTC).date().isoformat()
 
 
 def _price(row: Mapping[str, Any]) -> Price:

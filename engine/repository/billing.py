@@ -60,7 +60,7 @@ def newest_closed(session: SystemSession) -> str | None:
     return found
 
 
-def first_price_set(session: SystemSession) -> datetime | None:
+def first_price_set(session: Session) -> datetime | None:
     """Since when there are prices: since billing was there."""
     found: datetime | None = session.execute(sa.select(sa.func.min(plan_prices.c.created_at))).scalar()
     return found

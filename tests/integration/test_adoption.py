@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,6 +18,9 @@ from psycopg import sql
 import actions
 import migrations
 from embedded.postgres import PostgresServer
+from engine import billing
+from engine.billing import Closer
+from engine.db import Database
 from engine.errors import Conflict, Unavailable
 from engine.vault import MasterKeyRing, Vault
 from migrations.legacy import adopt, road, staging
@@ -197,6 +201,22 @@ def test_every_old_log_row_is_a_run_of_its_workflow_at_its_time_in_utc(
     assert rows[ids["odd log"]][1:3] == ["failed", ""]
     assert len(rows) == 5
     assert _rows(url, "SELECT count(*) FROM usage") == [(0,)]
+
+
+def test_an_old_organization_is_billed_from_the_adoption_on_and_its_old_log_costs_nothing(
+    dirty: tuple[Legacy, dict[str, str]], adopted: tuple[str, Conversion, dict[str, Any]]
+) -> None:
+    ids, (url, _, _) = dirty[1], adopted
+    [(adopted_on,)] = _rows(url, "SELECT at::date::text FROM fairlane_legacy.adoption")
+    _do(url, "UPDATE tenants SET plan = 'team'; TRUNCATE plan_terms")
+    with closing(Database(url, pool_size=1)) as database:
+        with database.tenant(f"tenant_{ids['user']}") as session:
+            assert billing.of_tenant(session, "2026-01")["lines"] == []
+            running = billing.of_tenant(session, adopted_on[:7])
+        with pytest.raises(Conflict, match=f"2026-01 ended before billing was installed on {adopted_on}"):
+            Closer(database).close_all("2026-01", now=datetime.now(UTC))
+    assert running["executions"] == 0
+    assert [line["from"] for line in running["lines"]] == [adopted_on] * 2
 
 
 def test_a_dirty_database_is_taken_back_row_for_row(

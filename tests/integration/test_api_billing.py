@@ -33,6 +33,12 @@ def owner(api: Api) -> Person:
         session.execute(sa.text("UPDATE tenants SET created_at = '2020-01-01'"))
         session.execute(
             sa.text(
+                "INSERT INTO plan_prices (plan, starts, currency, base, included, per_thousand, created_at)"
+                " SELECT plan, starts, currency, base, included, per_thousand, '2020-01-01' FROM plan_prices"
+            )
+        )
+        session.execute(
+            sa.text(
                 "INSERT INTO usage (tenant_id, kind, run_id, workflow_id, at)"
                 " SELECT :tenant, 'execution', 'run_' || n, 'wf', '2026-10-05' FROM generate_series(1, 3) n"
             ),

@@ -166,6 +166,19 @@ def test_what_cannot_be_closed_or_shown_says_why(books: Books) -> None:
         books.price("nothing", TEAM, "2026-12")
 
 
+def test_an_organization_older_than_the_installation_owes_nothing_for_the_time_before_it(books: Books) -> None:
+    books.parts.fill("UPDATE tenants SET created_at = '2019-05-01'")
+    books.parts.fill("UPDATE plan_prices SET created_at = '2026-10-11 12:00+00'")
+    assert figures(books.invoice("acme", "2026-09")) == []
+    for closing in (books.close, lambda _, period, now: Closer(books.parts.database).close_all(period, now=now)):
+        with pytest.raises(Conflict, match="2026-09 ended before billing was installed on 2026-10-11; nothing is owed"):
+            closing("acme", "2026-09", AFTER_OCTOBER)
+    assert figures(books.close("acme", OCTOBER, AFTER_OCTOBER)) == [
+        ("base", OCTOBER, 21, 3319),
+        ("included", OCTOBER, 0, 0),
+    ]
+
+
 def test_the_invoices_hold_what_the_ledger_and_the_table_of_runs_do(books: Books) -> None:
     """Hundreds of runs of three organizations: fine ones, failures, retries, replays, and runs over a quota."""
     shapes: list[dict[str, Any]] = [

@@ -23,6 +23,10 @@ from tests.stripe_server import KEY, stripe_server
 THIS = invoice.period_of(datetime.now(UTC))
 LAST = invoice.period_of(invoice.bounds(THIS)[0] - timedelta(days=1))
 NEXT = invoice.following(THIS)
+INSTALLED_LONG_AGO = (
+    "INSERT INTO plan_prices (plan, starts, currency, base, included, per_thousand, created_at)"
+    " SELECT plan, starts, currency, base, included, per_thousand, '2020-01-01' FROM plan_prices"
+)
 
 
 @pytest.fixture
@@ -36,6 +40,7 @@ def database(database_url: str) -> Iterator[Database]:
                 " VALUES ('acme', 'Acme', 'team', '2020-01-01'), ('beta', 'Beta', 'team', '2020-01-01')"
             )
         )
+        session.execute(sa.text(INSTALLED_LONG_AGO))
         for number, period in ((3, LAST), (2, THIS)):
             session.execute(
                 sa.text(
