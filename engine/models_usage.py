@@ -83,6 +83,8 @@ usage_rollups = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("xid", BigInteger, nullable=False, doc="the ledger's rows of transactions before this one are rolled up"),
+    Column("cluster", BigInteger, nullable=False, server_default="0", doc="whose numbers these are; 0 is not known"),
+    Column("from_id", BigInteger, nullable=False, server_default="0", doc="rows up to here came from another cluster"),
     info=tenant_info(visible="true", grants=("SELECT",)),
 )
 

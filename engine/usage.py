@@ -7,6 +7,10 @@ at every instant. `report` is exact up to now: the roll-up of a month, and the l
 `RollUp.run_once` adds whole transactions, up to the oldest one that is still under way: a late commit is in the next
 roll-up, no row is in two. The mark moves in the same transaction, so one that dies has done nothing, and of two at once
 the second does nothing.
+
+Transactions are numbered by the cluster. In a dump that was restored into another one the numbers say nothing: it is
+noticed by the cluster's identity, and by a mark that its counter has not come to. Then the roll-ups are emptied, while
+nobody writes to the ledger, and made again from all of it; `report` is right meanwhile, from the ledger alone.
 """
 
 from __future__ import annotations
@@ -18,9 +22,13 @@ from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+import structlog
+
 from engine.db import Database, Row, SystemSession, TenantSession
 from engine.errors import Fault, InvalidInput
 from engine.repository import usage as stored
+
+log = structlog.get_logger(__name__)
 
 _PERIOD = re.compile(r"(2\d{3})-(0[1-9]|1[0-2])")
 
@@ -159,5 +167,18 @@ class RollUp:
         self._database = database
 
     def run_once(self) -> Result:
+        rolled = self._roll_up()
+        if rolled is not None and rolled["elsewhere"] and self._restart():
+            rolled = self._roll_up()
+        return Result(0 if rolled is None else rolled["rows"])
+
+    def _roll_up(self) -> Row | None:
         with self._database.system() as session:
-            return Result(stored.roll_up(session) or 0)
+            return stored.roll_up(session)
+
+    def _restart(self) -> bool:
+        with self._database.system() as session:
+            newest = stored.restart(session)
+        if newest is not None:
+            log.warning("usage_rollups_restarted", reason="the database came from another cluster", ledger=newest)
+        return newest is not None

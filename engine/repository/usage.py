@@ -30,10 +30,25 @@ def report(session: TenantSession, period: date) -> list[Row]:
     return session.query("usage_of_month", tenant_id=session.tenant_id, period=period)
 
 
-def roll_up(session: SystemSession) -> int | None:
-    """Add what finished transactions wrote since the last time; how many rows, None while another does the same."""
+def roll_up(session: SystemSession) -> Row | None:
+    """Add what finished transactions wrote since the last time; None while another does the same.
+
+    With the number of `rows`, and that they are of transactions from `low` to before `high`, behind the row `from_id`.
+    When it is `elsewhere` nothing was added: the mark is another cluster's, see `restart`.
+    """
+    session.execute(sa.text("SET LOCAL statement_timeout = 0"))
     rows = session.query("roll_up_usage")
-    return int(rows[0]["rows"]) if rows else None
+    return rows[0] if rows else None
+
+
+def restart(session: SystemSession) -> int | None:
+    """Empty the roll-ups when their mark is another cluster's: the next time all is added anew, from the ledger.
+
+    The newest row that was there; None when the mark is this cluster's. Writers of the ledger wait for the commit.
+    """
+    session.execute(sa.text("SET LOCAL statement_timeout = 0"))
+    rows = session.query("restart_rollups")
+    return int(rows[0]["from_id"]) if rows else None
 
 
 def months(session: TenantSession) -> list[date]:

@@ -395,14 +395,21 @@ LIMIT 20;
 -- name: roll_up_usage
 -- Why by transactions: numbers become visible out of order; below the oldest transaction under way nothing comes any more.
 WITH mark AS MATERIALIZED (
-    SELECT xid AS low, pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS high
+    SELECT xid AS low, pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS high, from_id, cluster,
+           this_cluster() AS here
     FROM usage_rollups WHERE name = 'usage'
     FOR UPDATE SKIP LOCKED
+), ours AS MATERIALIZED (
+    SELECT * FROM mark WHERE low <= high AND (cluster = here OR cluster = 0 OR here = 0)
+), part AS (
+    SELECT u.* FROM ours JOIN usage u ON u.xid >= ours.low AND u.xid < ours.high AND u.id > ours.from_id
+    UNION ALL
+    SELECT u.* FROM usage u WHERE (SELECT low FROM ours) = 0 AND u.id <= (SELECT from_id FROM ours)
 ), fresh AS MATERIALIZED (
     SELECT u.tenant_id, date_trunc('hour', u.at, 'UTC') AS hour, u.kind, u.workflow_id, coalesce(u.action, '') AS action,
            sum(u.quantity)::bigint AS quantity, sum(u.seconds) AS seconds, sum(u.bytes_in)::bigint AS bytes_in,
            sum(u.bytes_out)::bigint AS bytes_out, count(*) AS n
-    FROM mark JOIN usage u ON u.xid >= mark.low AND u.xid < mark.high
+    FROM part u
     GROUP BY 1, 2, 3, 4, 5
 ), hourly AS (
     INSERT INTO usage_hourly AS h (tenant_id, hour, kind, workflow_id, action, quantity, seconds, bytes_in, bytes_out)
@@ -419,9 +426,28 @@ WITH mark AS MATERIALIZED (
         quantity = m.quantity + excluded.quantity, seconds = m.seconds + excluded.seconds,
         bytes_in = m.bytes_in + excluded.bytes_in, bytes_out = m.bytes_out + excluded.bytes_out
 ), moved AS (
-    UPDATE usage_rollups r SET xid = mark.high FROM mark WHERE r.name = 'usage' AND mark.high > mark.low
+    UPDATE usage_rollups r SET xid = ours.high, cluster = coalesce(nullif(ours.here, 0), r.cluster)
+    FROM ours WHERE r.name = 'usage' AND ours.high > ours.low
 )
-SELECT coalesce((SELECT sum(n) FROM fresh), 0)::bigint AS rows FROM mark;
+SELECT coalesce((SELECT sum(n) FROM fresh), 0)::bigint AS rows, low, high, from_id,
+       NOT EXISTS (SELECT 1 FROM ours) AS elsewhere
+FROM mark;
+
+-- name: restart_rollups
+-- Why: after a restore into another cluster the mark is none of this one's numbers. All is in the ledger until it is
+-- rolled up again; what is there now has no number that counts here, and is told by its id.
+WITH mark AS (
+    UPDATE usage_rollups SET xid = 0, from_id = settle_usage(), cluster = this_cluster()
+    WHERE name = 'usage'
+      AND (xid > pg_snapshot_xmin(pg_current_snapshot())::text::bigint
+        OR (cluster <> this_cluster() AND cluster <> 0 AND this_cluster() <> 0))
+    RETURNING from_id
+), hourly AS (
+    DELETE FROM usage_hourly WHERE EXISTS (SELECT 1 FROM mark)
+), monthly AS (
+    DELETE FROM usage_monthly WHERE EXISTS (SELECT 1 FROM mark)
+)
+SELECT from_id FROM mark;
 
 -- name: usage_of_month
 -- Why both in one statement: the mark of the roll-up and the rows behind it belong together.
@@ -434,6 +460,7 @@ FROM (
     SELECT u.kind, u.workflow_id, coalesce(u.action, ''), u.quantity, u.seconds, u.bytes_in, u.bytes_out
     FROM usage u
     WHERE u.tenant_id = :tenant_id AND u.xid >= (SELECT xid FROM usage_rollups WHERE name = 'usage')
+      AND u.id > (SELECT CASE WHEN xid = 0 THEN 0 ELSE from_id END FROM usage_rollups WHERE name = 'usage')
       AND u.at >= :period::date::timestamp AT TIME ZONE 'UTC'
       AND u.at < (:period::date + interval '1 month') AT TIME ZONE 'UTC'
 ) parts

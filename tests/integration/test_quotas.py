@@ -21,6 +21,7 @@ from engine.quotas import FROM_OUTSIDE, Reconciler, StartRefused, note_refusal
 from engine.runs import FLOODED, Runs, Start
 from engine.usage import Period, RollUp
 from tests.engine_parts import ListPublisher
+from tests.fairshare_waiting import until
 
 NOW = datetime(2027, 3, 31, 23, 59, 30, tzinfo=UTC)
 MARCH = Period.of(NOW)
@@ -284,6 +285,43 @@ def test_the_roll_up_counts_late_commits_and_nothing_twice(world: World) -> None
         assert world.report().executions == world.ledger() == 11
     sums = "SELECT sum(quantity) AS n FROM usage_{} WHERE kind = 'execution'"
     assert world.rows(sums.format("hourly")) == world.rows(sums.format("monthly")) == [{"n": 11}]
+
+
+@pytest.mark.parametrize("numbers", ["cluster = 7", "cluster = 0, xid = xid + 1000000"])
+def test_roll_ups_that_came_from_another_cluster_are_made_again(world: World, numbers: str) -> None:
+    world.many(5, "api")
+    roll_up = RollUp(world.database)
+    roll_up.run_once()
+    world.many(2, "api")
+    with psycopg.connect(world.url.replace("+psycopg", "")) as restored:  # as a dump is, with numbers from elsewhere
+        restored.execute("UPDATE usage SET xid = xid + 1000000 WHERE id <= 3")
+        restored.execute(f"UPDATE usage_rollups SET {numbers}".encode())
+    world.many(4, "api")
+    assert roll_up.run_once().rows == 11
+    sums = "SELECT sum(quantity) AS n FROM usage_{} WHERE kind = 'execution'"
+    for more in (0, 6):
+        world.many(more, "api")
+        assert world.report().executions == world.ledger() == 11 + more
+        assert roll_up.run_once().rows == more
+        assert world.report().executions == 11 + more
+        assert world.rows(sums.format("hourly")) == world.rows(sums.format("monthly")) == [{"n": 11 + more}]
+
+
+def test_roll_ups_are_made_again_when_whoever_writes_to_the_ledger_has_ended(world: World) -> None:
+    world.many(5, "api")
+    RollUp(world.database).run_once()
+    row = (
+        "INSERT INTO usage (tenant_id, at, kind, run_id, workflow_id) VALUES ('acme', %s, 'execution', 'late', 'wf_1')"
+    )
+    with psycopg.connect(world.url.replace("+psycopg", "")) as late, ThreadPoolExecutor(1) as crew:
+        late.execute("UPDATE usage_rollups SET cluster = 7")
+        late.commit()
+        late.execute(row, [NOW])
+        rolled = crew.submit(RollUp(world.database).run_once)
+        until(lambda: bool(world.rows("SELECT 1 AS n FROM pg_locks WHERE NOT granted AND mode = 'ShareLock'")))
+        late.commit()
+        assert rolled.result().rows == 6
+    assert world.report().executions == world.ledger() == 6
 
 
 def test_nobody_changes_the_ledger(world: World) -> None:
