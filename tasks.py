@@ -21,12 +21,12 @@ from celery.exceptions import Reject
 from celery.schedules import crontab
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
 import actions
 import exporters
 import triggers
-from engine import fairshare, logs, metrics
+from engine import fairshare, logs, metrics, tracing
 from engine.audit import Sealer
 from engine.billing import Closer
 from engine.breaker import Breaker
@@ -56,6 +56,9 @@ app.config_from_object("celeryconfig")
 UNAVAILABLE_PAUSE = 2.0
 """Seconds that a worker waits before it hands a message back because Postgres is down."""
 
+
+REQUEST_ID = "request_id"
+"""In log lines, and the header of messages that a request of the API led to."""
 
 SILENT_SHARE = 2 / 3
 """Of a lease, after which the sweeper asks about a run without a heartbeat: it has missed four."""
@@ -96,6 +99,7 @@ def services() -> Services:
 @lru_cache(maxsize=1)
 def _services(_pid: int) -> Services:
     configured = settings()
+    tracing.configure(configured)
     database = Database(configured.database_url, pool_size=configured.database_pool_size)
     vault = Vault(MasterKeyRing(configured.master_key_ring))
     registry = _actions(configured)
@@ -167,40 +171,46 @@ class CeleryPublisher:
 
 
 def _publish_run(message: RunMessage) -> None:
-    run.apply_async(
-        args=(message.tenant_id, message.run_id),
-        task_id=message.id,
-        queue="runs",
-        priority=message.priority,
-        headers=_headers(message.tenant_id, message.flow, message.lane),
-    )
+    about = {"fairlane.tenant": message.tenant_id, "fairlane.workflow": message.flow, "fairlane.run": message.run_id}
+    with tracing.span("enqueue", about, kind="producer"):
+        run.apply_async(
+            args=(message.tenant_id, message.run_id),
+            task_id=message.id,
+            queue="runs",
+            priority=message.priority,
+            headers=_headers(message.tenant_id, message.flow, message.lane),
+        )
 
 
 def _publish_poll(message: PollMessage) -> None:
-    poll.apply_async(
-        args=(message.tenant_id, message.workflow_id),
-        task_id=message.id,
-        queue="runs",
-        headers=_headers(message.tenant_id, message.workflow_id, message.lane),
-    )
+    about = {"fairlane.tenant": message.tenant_id, "fairlane.workflow": message.workflow_id}
+    with tracing.span("enqueue", about, kind="producer"):
+        poll.apply_async(
+            args=(message.tenant_id, message.workflow_id),
+            task_id=message.id,
+            queue="runs",
+            headers=_headers(message.tenant_id, message.workflow_id, message.lane),
+        )
 
 
 def _headers(tenant_id: str, flow: str, lane: Lane | None) -> dict[str, Any]:
-    """Which lane the message belongs to, and what that lane's plan says."""
-    return {"tenant_id": tenant_id, "flow": flow} | ({} if lane is None else {"lane": lane})
+    """Which lane the message belongs to, what that lane's plan says, and which request and trace it comes from."""
+    headers = {"tenant_id": tenant_id, "flow": flow, **tracing.headers()} | ({} if lane is None else {"lane": lane})
+    request_id = get_contextvars().get(REQUEST_ID)
+    return headers if request_id is None else {**headers, REQUEST_ID: request_id}
 
 
 @app.task(name="fairlane.run", bind=True)
 def run(self: Task, tenant_id: str, run_id: str) -> None:
     """Execute one run."""
-    with bound_contextvars(tenant=tenant_id, run=run_id):
+    with tracing.continued(self.request.headers):
         _or_hand_back(self, lambda: services().executor.run(tenant_id, run_id))
 
 
 @app.task(name="fairlane.poll", bind=True)
 def poll(self: Task, tenant_id: str, workflow_id: str) -> None:
     """Poll one source once, and start a run for each new item."""
-    with bound_contextvars(tenant=tenant_id, workflow=workflow_id):
+    with tracing.continued(self.request.headers):
         _or_hand_back(self, lambda: pollers().poll(tenant_id, workflow_id))
 
 
@@ -333,6 +343,28 @@ def _tick(name: str, task: str) -> None:
 def _charge_from_here(task_id: str, **_context: Any) -> None:
     """A lane pays for the seconds of work, not for those that a message lay in a worker's hand."""
     fairshare.started(task_id)
+
+
+@signals.task_prerun.connect
+def _name_in_log_lines(task: Task, args: Sequence[str], **_context: Any) -> None:
+    """From here and not only from the task on: what Celery says when one breaks has the ids, too."""
+    clear_contextvars()
+    if task.name in (run.name, poll.name):
+        tenant_id, about = args
+        bind_contextvars(**{"tenant": tenant_id, "run" if task.name == run.name else "workflow": about})
+        if request_id := (task.request.headers or {}).get(REQUEST_ID):
+            bind_contextvars(request_id=request_id)
+
+
+@signals.task_postrun.connect
+def _forget_for_log_lines(**_context: Any) -> None:
+    clear_contextvars()
+
+
+@signals.worker_process_shutdown.connect
+def _send_spans(**_context: Any) -> None:
+    """A child of prefork ends without the handlers that every other process calls at its end."""
+    tracing.stop()
 
 
 @signals.worker_init.connect

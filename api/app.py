@@ -96,6 +96,7 @@ def create_app(services: Services | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         lifespan=_lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # it would tell addresses, which may be secret
     )
     app.state.services = services
     app.state.live = Live(services.database)

@@ -1,9 +1,10 @@
 """What surrounds every request: its id, the limits on what is read, headers that browsers obey, the last resort.
 
 The id comes from ``X-Request-ID`` when a proxy in front gave one, and stands in the answer, in every log line of the
-request and in every problem document. A body that is too large is refused before it is read, or as soon as it has
-become too large; one that does not come within half a minute is not waited for. What no handler foresaw is answered
-here with a 500 that tells nothing.
+request and in every problem document. A trace that ``traceparent`` names goes on here, if any are recorded
+(`engine.tracing`); no span has the address itself, since those of resume links are secrets. A body that is too large is
+refused before it is read, or as soon as it has become too large; one that does not come within half a minute is not
+waited for. What no handler foresaw is answered here with a 500 that tells nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import Problem, unforeseen
-from engine import ids
+from engine import ids, metrics, tracing
 
 BODY_LIMIT = 2 * 1024 * 1024
 OPEN_BODY_LIMIT = 64 * 1024
@@ -28,6 +29,8 @@ BODY_SECONDS = 30.0
 WEBHOOKS = "/api/webhooks/"
 AUTHENTICATION = "/api/auth/"
 DOCS = "/api/docs"
+PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Asked every few seconds by machines: not traced."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 _HEADERS = {
@@ -56,13 +59,20 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else ids.new_id("req")
         scope["fairlane.request_id"] = request_id
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         exchange = _Exchange(scope, receive, send, limit=self._limit(scope), headers=self._headers(scope, request_id))
-        await exchange.run(self._app)
+        if scope["path"] in PROBES:
+            await exchange.run(self._app)
+            return
+        about = {"http.request.method": scope["method"], "fairlane.request_id": request_id}
+        with tracing.continued(headers), tracing.span("request", about, kind="server") as span:
+            await exchange.run(self._app)
+            exchange.describe(span)
 
     def _limit(self, scope: Scope) -> int:
         if scope["path"].startswith(WEBHOOKS):
@@ -87,18 +97,20 @@ class _Exchange:
         self._read = 0
         self._deadline: float | None = None
         self._is_read = False
-        self._started = False
+        self._status: int | None = None
 
     async def run(self, app: ASGIApp) -> None:
         refused = self._refused()
         if refused is not None:
+            if self._scope["path"].startswith(WEBHOOKS):
+                metrics.WEBHOOKS.inc(outcome="too_large" if refused.status_code == 413 else "failed")
             await refused(self._scope, self._receive, self.send)
             return
         try:
             await app(self._scope, self.receive, self.send)
         except Exception as error:
             answer = unforeseen(Request(self._scope), error)
-            if not self._started:
+            if self._status is None:
                 await answer(self._scope, self._receive, self.send)
 
     def _refused(self) -> Problem | None:
@@ -133,11 +145,22 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._started = True
+            self._status = message["status"]
             headers = MutableHeaders(scope=message)
             for name, value in self._headers.items():
                 headers.setdefault(name, value)
         await self._send(message)
+
+    def describe(self, span: tracing.Span) -> None:
+        """Name the span by the route, which is known once the request has been answered."""
+        if route := getattr(self._scope.get("route"), "path", None):
+            span.rename(f"{self._scope['method']} {route}")
+            span.note({"http.route": route})
+        if self._status is None:  # the caller has gone, or the answer broke off before it began
+            return
+        span.note({"http.response.status_code": self._status})
+        if self._status >= 500:
+            span.fail(str(self._status))
 
     def _too_large(self) -> str:
         return f"The body is larger than {self._limit:,} bytes."

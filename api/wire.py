@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any
 
 import pydantic_core
@@ -19,6 +19,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from structlog.contextvars import bind_contextvars
 
 from api.auth import OPEN, Call, authenticate
 from api.services import Services
@@ -27,6 +28,7 @@ from engine.templates import pointer
 
 JSON = "application/json"
 _MAY_OVERFLOW = re.compile(rb"[0-9][eE]|[0-9]{300}")
+ABOUT = ("workflow_id", "run_id")
 YAML = frozenset({"application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml"})
 
 
@@ -83,12 +85,19 @@ class Route(APIRoute):
         known = frozenset(_query_names(self.dependant))
 
         async def guarded(request: Request) -> Response:
+            bind_contextvars(**_named(request.path_params))
             if not is_open:
                 request.state.call = await run_in_threadpool(call_of, request)
+                bind_contextvars(tenant=request.state.call.principal.tenant_id)
                 _refuse_unknown(request.query_params, known)
             return await handle(_readable(request) if reads_json else request)
 
         return guarded
+
+
+def _named(path: Mapping[str, Any]) -> dict[str, str]:
+    """What the path says that the request is about, for log lines."""
+    return {name.removesuffix("_id"): str(path[name]) for name in ABOUT if name in path}
 
 
 def _query_names(dependant: Dependant) -> Iterator[str]:

@@ -125,4 +125,4 @@ def _start_on_failure(session: TenantSession, run: RunInHand, tools: Tools, work
     except Unavailable:
         raise
     except FairlaneError as refusal:
-        log.warning("on_failure_not_started", run=run.run_id, workflow=workflow_id, reason=refusal.detail)
+        log.warning("on_failure_not_started", run=run.run_id, handler=workflow_id, reason=refusal.detail)

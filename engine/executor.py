@@ -18,8 +18,9 @@ from functools import lru_cache
 from typing import Any
 
 import structlog
+from structlog.contextvars import bound_contextvars
 
-from engine import checkpoints
+from engine import checkpoints, tracing
 from engine.concurrency import admit
 from engine.db import Row, TenantSession
 from engine.definition import load
@@ -53,33 +54,44 @@ class Executor:
     def run(self, tenant_id: str, run_id: str) -> RunState | None:
         """Execute the run as far as it goes; the state it reached, or None when it was not ours to execute."""
         began = time.perf_counter()
-        with self._tools.database.tenant(tenant_id) as session:
-            begun = self._begin(session, run_id)
-        if begun is None:
-            log.debug("run_dropped", tenant=tenant_id, run=run_id)
-            return None
-        run, progress = begun
-        with self.heartbeat.holding(run):
-            try:
-                return self._go_on(run, progress, began)
-            except Cancelled:
-                log.info("run_given_up", tenant=tenant_id, run=run_id, attempt=run.attempt)
+        about = {"fairlane.tenant": tenant_id, "fairlane.run": run_id}
+        with tracing.span("run", about, kind="consumer") as span:
+            with self._tools.database.tenant(tenant_id) as session:
+                begun = self._begin(session, run_id)
+            if begun is None:
+                span.note({"fairlane.status": "dropped"})
+                log.debug("run_dropped", tenant=tenant_id, run=run_id)
                 return None
-            except TooLarge as error:
-                return self._end_unstorable(run, began, error)
+            run, progress = begun
+            span.note({"fairlane.workflow": run.workflow_id, "fairlane.attempt": run.attempt})
+            with bound_contextvars(workflow=run.workflow_id), self.heartbeat.holding(run):
+                state = self._as_far_as_it_goes(run, progress, began)
+            span.note({"fairlane.status": "given_up" if state is None else state.value})
+            if state is RunState.FAILED:
+                span.fail("run_failed")
+            return state
 
-    def _end_unstorable(self, run: RunInHand, began: float, refusal: TooLarge) -> RunState:
-        """Postgres cannot store what the run has come to, now or later: it fails, and says so."""
+    def _as_far_as_it_goes(self, run: RunInHand, progress: Progress, began: float) -> RunState | None:
+        try:
+            return self._go_on(run, progress, began)
+        except Cancelled:
+            return _given_up(run)
+        except TooLarge as error:
+            return self._end_unstorable(run, began, error)
+
+    def _end_unstorable(self, run: RunInHand, began: float, refusal: TooLarge) -> RunState | None:
+        """Postgres cannot store what the run has come to, now or later: it fails, and says so.
+
+        None when somebody cancelled it meanwhile, which stays so.
+        """
         run.journal.take()
         run.journal.add("error", f"The run failed: {refusal.detail}")
-        checkpoints.save(
-            run,
-            self._tools,
-            RunState.FAILED,
-            usage=[attempt_row(began)],
-            error={"code": refusal.error_code, "message": refusal.detail},
-            numbered=False,
-        )
+        error = {"code": refusal.error_code, "message": refusal.detail}
+        usage = [attempt_row(began)]
+        try:
+            checkpoints.save(run, self._tools, RunState.FAILED, usage=usage, error=error, numbered=False)
+        except Cancelled:
+            return _given_up(run)
         return RunState.FAILED
 
     def _begin(self, session: TenantSession, run_id: str) -> tuple[RunInHand, Progress] | None:
@@ -128,6 +140,10 @@ class Executor:
             lines=journal.take(),
             error={"code": "definition_unreadable", "message": message},
         )
+
+
+def _given_up(run: RunInHand) -> None:
+    log.info("run_given_up", tenant=run.tenant_id, run=run.run_id, attempt=run.attempt)
 
 
 class _Cached:

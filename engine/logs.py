@@ -2,7 +2,7 @@
 
 `configure` is called once when a process starts: by the API, by Celery's worker and beat. Lines of libraries then look
 like ours. A line in JSON has ``timestamp`` (UTC), ``level``, ``event``, ``logger``, and the ids that were bound where
-it was said: ``request_id`` in the API, ``tenant`` and ``run`` in a worker.
+it was said: ``request_id`` (in a worker, too, for what a request led to), ``tenant``, ``workflow``, ``run``, ``step``.
 
 Never a secret: exceptions are shown without the values of variables, libraries that would log the URLs of calls are
 kept quiet, and what looks like a token, or is one of this installation's own secrets, is masked in the finished line.

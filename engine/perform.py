@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from contextvars import copy_context
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -137,7 +138,7 @@ def _call_apart(action: Action, context: Context, execution: Execution) -> Json:
         finally:
             done.set()
 
-    threading.Thread(target=body, name=f"action-{action.name}", daemon=True).start()
+    threading.Thread(target=copy_context().run, args=(body,), name=f"action-{action.name}", daemon=True).start()
     while not done.wait(min(LOOK_SECONDS, context.remaining())):
         execution.run.hold.check()
         if context.remaining() <= 0:

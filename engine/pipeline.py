@@ -16,7 +16,9 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from pydantic import ValidationError
+from structlog.contextvars import bound_contextvars
 
+from engine import tracing
 from engine.control import choose, take_up, wait
 from engine.db import Row, TenantSession
 from engine.errors import Cancelled, ExpressionFailed, Fatal, VaultError
@@ -40,11 +42,35 @@ Stage: TypeAlias = Callable[[Execution, Tools], Execution]
 
 def execute_step(execution: Execution, tools: Tools) -> StepResult:
     """Take one step, or one item of it, from its condition to its result."""
-    for stage in _stages(execution):
-        execution = stage(execution, tools)
-        if execution.result is not None:
-            return execution.result
+    with bound_contextvars(**_ids(execution)), tracing.span("step", _about(execution)) as span:
+        for stage in _stages(execution):
+            execution = stage(execution, tools)
+            if execution.result is not None:
+                _note(span, execution.result)
+                return execution.result
     raise AssertionError("the last stage always sets a result")
+
+
+def _ids(execution: Execution) -> dict[str, str]:
+    """What log lines say."""
+    return {"step": execution.step.id} | ({"item": execution.item} if execution.item else {})
+
+
+def _about(execution: Execution) -> tracing.About:
+    run, step = execution.run, execution.step
+    about = {"fairlane.tenant": run.tenant_id, "fairlane.workflow": run.workflow_id, "fairlane.run": run.run_id}
+    return {
+        **about,
+        "fairlane.action": step.action or ("wait" if step.wait is not None else "switch"),
+        **{f"fairlane.{name}": value for name, value in _ids(execution).items()},
+    }
+
+
+def _note(span: tracing.Span, result: StepResult) -> None:
+    status = result.wait_reason or result.status.value
+    span.note({"fairlane.status": status, "fairlane.step_attempt": result.attempt, "fairlane.calls": result.calls})
+    if result.status is StepState.FAILED:
+        span.fail(str((result.error or {}).get("code")))
 
 
 def _stages(execution: Execution) -> tuple[Stage, ...]:

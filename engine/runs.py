@@ -227,7 +227,8 @@ class Runs:
         try:
             self._publisher.publish(messages)
         except Unavailable as error:
-            log.warning("runs_not_published", runs=[m.run_id for m in messages][:10], reason=error.detail)
+            runs, tenant_id = [m.run_id for m in messages][:10], messages[0].tenant_id
+            log.warning("runs_not_published", tenant=tenant_id, runs=runs, reason=error.detail)
 
     @staticmethod
     def _existing(session: TenantSession, request: Start) -> Row:

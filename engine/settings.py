@@ -73,6 +73,9 @@ class Settings(BaseSettings):
         default=None, description="reports executions to Stripe: a key that may write meter events, sk_... or rk_..."
     )
     stripe_meter: str = Field(default="fairlane_executions", description="the event name of the meter at Stripe")
+    otel_endpoint: str | None = Field(
+        default=None, description="where traces go, OTLP over HTTP, such as http://collector:4318; without one, nowhere"
+    )
 
     @field_validator("database_url")
     @classmethod
@@ -131,6 +134,13 @@ class Settings(BaseSettings):
         if key is not None and re.fullmatch(r"[!-~]+", key.get_secret_value()) is None:
             raise ValueError("want a key such as sk_live_...")
         return key
+
+    @field_validator("otel_endpoint")
+    @classmethod
+    def _collector(cls, url: str | None) -> str | None:
+        if url is not None and re.fullmatch(r"https?://[^/?#@\s]+[^?#@\s]*", url) is None:
+            raise ValueError("want the base URL of a collector, such as http://collector:4318, without /v1/traces")
+        return url and url.rstrip("/").removesuffix("/v1/traces")
 
     @field_validator("cors_origins", mode="before")
     @classmethod

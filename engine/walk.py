@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 
 from engine import checkpoints, usage
 from engine.control import list_items
@@ -207,7 +208,7 @@ class _Crew:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(MAX_PARALLEL, thread_name_prefix="step")
             key = (execution.step.id, execution.item)
-            self._futures[self._pool.submit(execute_step, execution, self._tools)] = key
+            self._futures[self._pool.submit(copy_context().run, execute_step, execution, self._tools)] = key
 
     def results(self, *, wait_for_one: bool) -> list[StepResult]:
         """What has finished; waits until something has, if asked to and anything executes."""

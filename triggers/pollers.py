@@ -28,6 +28,7 @@ from typing import Any
 
 import structlog
 
+from engine import tracing
 from engine.allowances import between_polls
 from engine.db import Database, Row, TenantSession, dump_json
 from engine.definition import PollTrigger
@@ -130,6 +131,13 @@ class Poller:
 
     def poll(self, tenant_id: str, workflow_id: str) -> Result:
         """Poll once. Raises Unavailable; then nothing has happened, and it falls due again after the lease."""
+        about = {"fairlane.tenant": tenant_id, "fairlane.workflow": workflow_id}
+        with tracing.span("poll", about, kind="consumer") as span:
+            result = self._poll(tenant_id, workflow_id)
+            span.note({"fairlane.status": result.outcome.value})
+            return result
+
+    def _poll(self, tenant_id: str, workflow_id: str) -> Result:
         with self._database.tenant(tenant_id) as session:
             taken = stored.take_poll(session, workflow_id, lease=LEASE)
         if taken is None:

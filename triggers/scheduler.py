@@ -120,7 +120,7 @@ class Scheduler:
         try:
             self._publisher.publish_poll(poll)
         except Unavailable as error:
-            log.warning("poll_not_published", workflow=poll.workflow_id, reason=error.detail)
+            log.warning("poll_not_published", tenant=poll.tenant_id, workflow=poll.workflow_id, reason=error.detail)
 
 
 def _by_tenant(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:

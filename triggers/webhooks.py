@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 
+from structlog.contextvars import bound_contextvars
+
 from engine.db import Database, Row, TenantSession
 from engine.definition import WebhookTrigger
 from engine.errors import BadRequest, Conflict, Fault, InvalidInput, NotFound, TooLarge
@@ -93,7 +95,7 @@ class Receiver:
 
     def _receive(self, tenant_id: str, delivery: Delivery) -> Started:
         headers = _by_lower_name(delivery.headers)
-        with self._database.tenant(tenant_id) as session:
+        with bound_contextvars(tenant=tenant_id), self._database.tenant(tenant_id) as session:
             target = _webhook(stored.webhook_target(session, delivery.workflow_id), delivery.workflow_id)
             self._check_signature(session, target, delivery.body, headers)
             if not target["is_active"]:

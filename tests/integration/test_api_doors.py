@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from api import edge
@@ -103,6 +104,15 @@ def test_a_request_id_is_in_the_answer_in_the_problem_and_in_the_log(api: Api) -
     assert answer.headers["x-request-id"] == answer.json()["request_id"] == "trace-12345678"
     forged = api.client().get("/api/me", headers={"X-Request-ID": "a b\tc" + "x" * 99})
     assert forged.headers["x-request-id"].startswith("req_")
+
+
+def test_log_lines_of_a_request_name_it_its_organization_and_what_it_is_about(api: Api) -> None:
+    owner = api.person()
+    http = api.key(owner.tenant_id, "runs:read")
+    with capture_logs(processors=[merge_contextvars]) as lines:
+        http.post("/api/runs/run_1/cancel", headers={"X-Request-ID": "cancel-12345678"})
+    (denied,) = [line for line in lines if line["event"] == "request_denied"]
+    assert denied.items() >= {"request_id": "cancel-12345678", "tenant": owner.tenant_id, "run": "run_1"}.items()
 
 
 def test_what_was_denied_is_logged_with_who_asked_and_without_what_they_sent(api: Api) -> None:

@@ -216,6 +216,9 @@ def tasks() -> Any:
         (signals.worker_init, tasks.refuse_leaky_isolation),
         (signals.beat_init, tasks.refuse_leaky_isolation),
         (signals.task_prerun, tasks._charge_from_here),
+        (signals.task_prerun, tasks._name_in_log_lines),
+        (signals.task_postrun, tasks._forget_for_log_lines),
+        (signals.worker_process_shutdown, tasks._send_spans),
     ]
     for signal, receiver in connected:
         signal.disconnect(receiver)

@@ -20,7 +20,7 @@ PURE = {
     "invoice_page", "legacy_form", "passwords", "permissions", "ports", "redaction", "resume_links", "retry", "states",
     "step", "templates", "workflow",
 }  # fmt: skip
-IO = ["settings", "logs", "metrics", "sql", "db", "schema", "models_usage", "models", "repository", "vault"]
+IO = ["settings", "logs", "metrics", "tracing", "sql", "db", "schema", "models_usage", "models", "repository", "vault"]
 SERVICES: dict[str, set[str]] = {
     "execution": set(),
     "heartbeat": {"execution"},
