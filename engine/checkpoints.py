@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import structlog
 
 from engine.db import Row, TenantSession
 from engine.errors import Cancelled, FairlaneError, Unavailable
-from engine.execution import MAX_DEPTH, Hold, RunInHand, StepResult
+from engine.execution import MAX_DEPTH, Hold, RunInHand, StepResult, json_bytes
 from engine.patience import patiently
 from engine.ports import Json
 from engine.repository import relatives, runs
@@ -44,6 +45,7 @@ def save(
 ) -> None:
     """One checkpoint. Raises Cancelled, with nothing stored, when the run is no longer this worker's.
 
+    When it gives up because nobody answers, `put_back` stores what was done, unless it has been stored nevertheless.
     One behind another that was refused (TooLarge) must not be `numbered`, for that one's number is missing.
     """
     progress: dict[str, Any] = {
@@ -69,7 +71,14 @@ def save(
             if state.is_terminal and run.workflow.has_children:
                 tools.runs.cancel_children(session, run.run_id)
 
-    patiently(run.hold, store)
+    try:
+        patiently(run.hold, store, size=partial(json_bytes, progress))
+    except (Cancelled, Unavailable):
+        if numbered:
+            rows = [row for result in done for row in result.usage()]
+            kept = {name: progress[name] for name in ("attempt", "checkpoint", "steps", "lines")}
+            run.unanswered.append({**kept, "usage": rows})
+        raise
 
 
 def put_back(
@@ -92,10 +101,11 @@ def put_back(
 
     def store() -> bool:
         with tools.database.tenant(run.tenant_id) as session:
-            return runs.save_progress(session, run.run_id, **progress)
+            parts = [*run.unanswered, progress]
+            return all(runs.save_progress(session, run.run_id, **part) for part in parts)
 
     if isinstance(why, Cancelled):
-        return patiently(Hold(), store)
+        return patiently(Hold(), store, size=partial(json_bytes, [run.unanswered, progress]))
     with contextlib.suppress(Unavailable):  # if it is Postgres, there is nothing to be done
         return store()
     return False

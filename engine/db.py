@@ -8,7 +8,8 @@ cannot be handed a `SystemSession` by mistake.
 When Postgres cannot be reached, or breaks off, this raises `engine.errors.Unavailable`, and nothing of the transaction
 has happened, with one exception that no client can rule out: when the answer to COMMIT is lost. What passes a limit of
 Postgres itself (SQLSTATE class 54) raises `TooLarge` instead: it would do so at every attempt. Connections that died
-while they were idle are replaced unseen.
+while they were idle are replaced unseen. A wait for a lock ends well before a statement that takes too long does, so
+the two are told apart: what somebody else holds is no fault of the statement.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ CONNECT = {
     "keepalives_idle": 15,
     "keepalives_interval": 5,
     "keepalives_count": 3,
-    "options": "-c statement_timeout=60s -c idle_in_transaction_session_timeout=120s",
+    "options": "-c statement_timeout=60s -c lock_timeout=10s -c idle_in_transaction_session_timeout=120s",
     "application_name": "fairlane",
 }
 
@@ -197,6 +198,9 @@ class Database:
             if _asks_too_much(error):
                 self._roll_back(connection)
                 raise TooLarge(f"The database cannot take that ({_cause(error)}).") from error
+            if _state(error) == psycopg.errors.LockNotAvailable.sqlstate:
+                self._roll_back(connection)
+                raise Unavailable(f"Somebody else holds what is wanted ({_cause(error)}); try again.") from error
             connection.invalidate()
             raise _outage(error) from error
         except _READ_ONLY as error:

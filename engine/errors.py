@@ -143,7 +143,7 @@ class Unavailable(FairlaneError):
 
 
 class StatementTimeout(Unavailable):
-    """Once that is a moment of heavy load; again and again it is the statement, and no outage."""
+    """That is heavy load; again and again, and with a large value to store, it is the statement and no outage."""
 
 
 class WrittenByNewer(Unavailable):

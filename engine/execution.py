@@ -148,6 +148,8 @@ class RunInHand:
     journal: Journal = field(default_factory=Journal)
     hold: Hold = field(default_factory=Hold)
     checkpoints: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    unanswered: list[Row] = field(default_factory=list)
+    """What a checkpoint held of which nobody knows whether it was stored; as a rule nothing."""
 
     @property
     def deadline(self) -> Deadline:

@@ -20,16 +20,19 @@ from engine.execution import Hold
 PATIENCE = timedelta(minutes=10)
 LONGEST_PAUSE = timedelta(seconds=2)
 MAX_TIMEOUTS = 3
+LARGE = 1024 * 1024
+"""Bytes. What is smaller and takes Postgres too long does so for other reasons than its size, and those pass."""
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-def patiently(hold: Hold, call: Callable[[], T]) -> T:
+def patiently(hold: Hold, call: Callable[[], T], *, size: Callable[[], int] = lambda: 0) -> T:
     """The result of `call`, which is repeated while it raises Unavailable. It must be safe to repeat.
 
     Raises Cancelled as soon as the run is lost, Unavailable when the patience is at its end, and TooLarge for what
-    Postgres cannot take, such as a statement that it ended MAX_TIMEOUTS times because it took too long.
+    Postgres cannot take, such as a statement of so large a `size` that it ended MAX_TIMEOUTS times. A wait for a lock
+    is none of those: it ends by itself, and sooner (`engine.db`).
     """
     timeouts = 0
 
@@ -39,7 +42,7 @@ def patiently(hold: Hold, call: Callable[[], T]) -> T:
             return call()
         except StatementTimeout as error:
             timeouts += 1
-            if timeouts >= MAX_TIMEOUTS:
+            if timeouts >= MAX_TIMEOUTS and size() >= LARGE:
                 raise TooLarge(error.detail, code="statement_timeout") from error
             raise
 

@@ -5,23 +5,29 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from engine import leaving
+from bench.harness import Proxy
+from engine import checkpoints, db, leaving, patience
 from engine.audit import Actor
 from engine.errors import TooLarge, Unavailable, WrittenByNewer
-from engine.execution import Hold
+from engine.execution import Hold, StepResult
 from engine.executor import Executor
 from engine.expressions import Evaluator
-from engine.patience import patiently
+from engine.patience import LARGE, MAX_TIMEOUTS, patiently
 from engine.ports import Json, StepContext
+from engine.states import RunState, StepState
 from engine.tools import Tools
 from tests.engine_parts import Parts, parts_for
 from tests.scripted import call, echo, scripted
+
+TRIES = 2
+"""Of a statement, where there is no patience."""
 
 
 @pytest.fixture
@@ -183,15 +189,115 @@ class TestWhatPostgresCannotTake:
         run = parts.run_row(run_id)
         assert (run["error"]["code"], run["crashes"]) == ("too_large", 0)
 
-    def test_a_statement_that_is_ended_for_its_length_three_times_is_no_outage(self, parts: Parts) -> None:
+    def test_a_large_checkpoint_that_is_ended_for_its_length_three_times_fails_its_run(
+        self, parts: Parts, script: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        parts.fill("ALTER TABLE execution_logs ADD CONSTRAINT slow CHECK (data IS NULL OR pg_sleep(60)::text = '')")
+        monkeypatch.setitem(db.CONNECT, "options", "-c statement_timeout=300ms")
+        database = db.Database(parts.url)
+        worker = Executor(Tools(database, parts.vault, parts.registry, parts.evaluator, parts.runs, parts.links))
+
+        def body(context: StepContext, _parameters: Any) -> None:
+            for _ in range(LARGE // 8000 + 1):
+                context.log("info", "a line", text="x" * 8000)
+
+        script.body = body
+        run_id = parts.start(parts.workflow(call()))
+        assert worker.run("acme", run_id) == "failed"
+        run = parts.run_row(run_id)
+        assert (run["error"]["code"], run["crashes"]) == ("statement_timeout", 0)
+        database.close()
+
+    @pytest.mark.parametrize("limit", ["lock_timeout", "statement_timeout"])
+    def test_what_is_held_by_somebody_else_is_waited_for_however_often_that_takes_too_long(
+        self, parts: Parts, limit: str
+    ) -> None:
         asked: list[bool] = []
+        other = sa.create_engine(parts.url)
 
-        def statement() -> None:
+        def statement() -> str:
             asked.append(True)
+            if len(asked) > MAX_TIMEOUTS + 1:
+                holder.rollback()
             with parts.database.tenant("acme") as session:
-                session.execute(sa.text("SET LOCAL statement_timeout = 20"))
-                session.execute(sa.text("SELECT pg_sleep(30)"))
+                session.execute(sa.text(f"SET LOCAL {limit} = 20"))
+                return str(session.execute(sa.text("UPDATE tenants SET name = 'Mine' RETURNING name")).scalar())
 
-        with pytest.raises(TooLarge) as refusal:
-            patiently(Hold(), statement)
-        assert (refusal.value.error_code, len(asked)) == ("statement_timeout", 3)
+        with other.connect() as holder:
+            holder.execute(sa.text("UPDATE tenants SET name = 'Theirs'"))
+            assert patiently(Hold(), statement) == "Mine"
+        other.dispose()
+        assert len(asked) == MAX_TIMEOUTS + 2
+
+    def test_a_wait_for_a_lock_ends_sooner_than_a_statement_may_take(self, parts: Parts) -> None:
+        with parts.database.system() as session:
+            settings = "SELECT name, setting::int FROM pg_settings WHERE name LIKE '%_timeout' AND unit = 'ms'"
+            limits = {row["name"]: row["setting"] for row in session.rows(sa.text(settings))}
+        assert 0 < 5 * limits["lock_timeout"] < limits["statement_timeout"], "some statements need several locks"
+
+    def test_a_run_that_is_cancelled_before_its_failure_is_stored_stays_cancelled(self, parts: Parts) -> None:
+        run_id = parts.start(parts.workflow(call()))
+        worker = parts.another_worker()
+        with parts.database.tenant("acme") as session:
+            begun = worker._begin(session, run_id)
+        assert begun is not None
+        assert parts.cancel(run_id)
+        assert worker._end_unstorable(begun[0], time.perf_counter(), TooLarge("It is too large.")) is None
+        assert parts.run_row(run_id)["status"] == "cancelled"
+
+
+class TestCheckpointThatNobodyAnswers:
+    """What a step did is stored with the run that is put back, and charged once, whether or not it was stored before."""
+
+    @pytest.fixture(autouse=True)
+    def no_patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(patience, "PATIENCE", timedelta())
+
+    def test_a_step_whose_checkpoint_was_refused_is_not_run_again(self, parts: Parts, script: SimpleNamespace) -> None:
+        parts.fill(
+            "CREATE SEQUENCE refusals;"
+            " CREATE FUNCTION taken() RETURNS bool LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN"
+            f" IF nextval('refusals') > {TRIES} THEN RETURN true; END IF;"
+            " RAISE EXCEPTION 'not now' USING ERRCODE = 'lock_not_available'; END $$;"
+            " ALTER TABLE steps ADD CONSTRAINT refused CHECK (output IS NULL OR taken())"
+        )
+        script.body = lambda context, _parameters: context.step_id
+        run_id = parts.start(parts.workflow(call(), echo("two")))
+        with pytest.raises(Unavailable):
+            parts.executor.run("acme", run_id)
+        assert (parts.run_row(run_id)["status"], parts.steps_of(run_id)["one"]["output"]) == ("queued", "one")
+        assert parts.another_worker().run("acme", run_id) == "succeeded"
+        assert len(script.action.contexts) == 1
+        messages = [line["message"] for line in parts.lines_of(run_id)]
+        assert messages.count("test.script succeeded.") == 1
+
+    @pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
+    def test_what_was_stored_without_an_answer_is_not_stored_twice(self, parts: Parts, stored: bool) -> None:
+        run_id = parts.start(parts.workflow(call()))
+        url = sa.make_url(parts.url)
+        proxy = Proxy(url.port or 5432)
+        database = db.Database(url.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False))
+        tools = Tools(database, parts.vault, parts.registry, parts.evaluator, parts.runs)
+        with database.tenant("acme") as session:
+            begun = Executor(tools)._begin(session, run_id)
+        assert begun is not None
+        proxy.refusing = True
+        if stored:
+            proxy.cut_after(b"COMMIT")
+        else:
+            proxy.cut()
+        now = datetime.now(UTC)
+        done = [
+            StepResult("one", StepState.SUCCEEDED, 1, "done", None, now, now, action="test.script", calls=1),
+        ]
+        with pytest.raises(Unavailable):
+            checkpoints.save(begun[0], tools, RunState.RUNNING, done)
+        assert proxy.triggered.is_set() == stored
+        proxy.heal()
+        assert checkpoints.put_back(begun[0], tools, Unavailable("Postgres does not answer."))
+        assert (parts.run_row(run_id)["status"], parts.steps_of(run_id)["one"]["output"]) == ("queued", "done")
+        assert [row["quantity"] for row in parts.rows("SELECT quantity FROM usage WHERE kind = 'action_call'")] == [1]
+        begins = [line for line in parts.lines_of(run_id) if line["message"].startswith("The run begins")]
+        assert len(begins) == 1
+        database.close()
+        proxy.close()
