@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from alembic import op
 
+from migrations.guard import refuse_if
+
 revision = "0014"
 down_revision = "0013"
 
@@ -227,10 +229,35 @@ def upgrade() -> None:
         op.execute(statements)
 
 
+# Before, a run was counted when it succeeded or failed: its row said 1, and that of an attempt that put it aside said 0,
+# each with its seconds. So what has not ended is not counted yet; and what attempts took goes back into rows of that
+# kind, but for the seconds that `upgrade` repeated.
+LEDGER_BEFORE = """
+ALTER TABLE usage NO FORCE ROW LEVEL SECURITY;
+DELETE FROM usage u USING runs r
+    WHERE u.kind = 'execution' AND u.quantity = 1 AND u.seconds = 0
+      AND r.tenant_id = u.tenant_id AND r.id = u.run_id AND r.finished_at IS NULL;
+DELETE FROM usage u USING usage e
+    WHERE u.kind = 'worker_seconds' AND e.kind = 'execution'
+      AND e.tenant_id = u.tenant_id AND e.run_id = u.run_id AND e.at = u.at AND e.seconds = u.seconds;
+UPDATE usage SET kind = 'execution', quantity = 0 WHERE kind = 'worker_seconds';
+DELETE FROM usage WHERE kind NOT IN ('execution', 'action_call');
+ALTER TABLE usage FORCE ROW LEVEL SECURITY;
+"""
+
+
 def downgrade() -> None:
-    """Rows of kinds that were not there before go; they say nothing that the rows of runs and steps do not."""
+    """Refuses while runs are held over a quota: the program before would never let them go."""
+    op.execute("ALTER TABLE runs NO FORCE ROW LEVEL SECURITY")
+    refuse_if(
+        "SELECT 1 FROM runs WHERE wait_reason = 'quota'",
+        "runs are held over a quota, and nothing would let them go; raise the limits until they have started, or cancel"
+        " them, and stop what starts more",
+    )
+    op.execute(LEDGER_BEFORE)
     op.execute(
         """
+        ALTER TABLE runs FORCE ROW LEVEL SECURITY;
         DROP FUNCTION admit(text, text, timestamptz, bigint, bigint, boolean, boolean);
         DROP FUNCTION quota_take(text, text, timestamptz, bigint, bigint, bigint, boolean);
         DROP INDEX ix_runs_backlog;
@@ -240,9 +267,6 @@ def downgrade() -> None:
         DROP TABLE usage_monthly;
         DROP TABLE usage_hourly;
         DROP INDEX ix_usage_xid;
-        ALTER TABLE usage NO FORCE ROW LEVEL SECURITY;
-        DELETE FROM usage WHERE kind NOT IN ('execution', 'action_call');
-        ALTER TABLE usage FORCE ROW LEVEL SECURITY;
         ALTER TABLE usage
             DROP CONSTRAINT ck_usage_kind,
             DROP CONSTRAINT ck_usage_run,
