@@ -98,10 +98,12 @@ class Connector(Action):
         except ValidationError as error:
             # The text of a custom validator is its own sentence; nothing here may quote the value.
             places = "; ".join(
-                f"{'.'.join(map(str, fault['loc'])) or 'data'}: {fault['msg']}"
+                f"{'.'.join(map(str, fault['loc'])) or 'data'}: {fault['msg'].removeprefix('Value error, ')}"
                 for fault in error.errors(include_input=False, include_url=False, include_context=False)
             )
-            raise Fatal(f"The {self.service} credential does not fit: {places}.", code="credential_invalid") from None
+            raise Fatal(
+                f"The {self.service} credential does not fit: {places.rstrip('.')}.", code="credential_invalid"
+            ) from None
 
 
 def rebased(url: str, *, hosts: Collection[str], base: str | None) -> str:

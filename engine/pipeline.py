@@ -107,7 +107,10 @@ def resolve_inputs(execution: Execution, tools: Tools) -> Execution:
     except ExpressionFailed as error:
         return failed(execution, error.error_code, f"with: {error.detail}")
     except ValidationError as error:
-        faults = [f"with.{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        faults = [
+            f"with.{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
+            for fault in error.errors()
+        ]
         return failed(execution, "invalid_input", "; ".join(faults))
 
 

@@ -234,3 +234,12 @@ def test_a_missing_credential_is_named(actions: Registry, name: str) -> None:
     with pytest.raises(Fatal) as caught:
         run(actions[name], Step(), **given)
     assert caught.value.error_code == "credential_missing"
+
+
+def test_a_credential_that_is_no_url_says_so_in_one_sentence(actions: Registry) -> None:
+    with pytest.raises(Fatal) as caught:
+        run(actions["slack.message"], Step(secret={"webhook_url": "nonsense"}), text="hi")
+    assert caught.value.detail == (
+        "The slack credential does not fit: webhook_url: "
+        "The URL may not be called: only http:// and https:// are supported."
+    )

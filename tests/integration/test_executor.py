@@ -292,6 +292,19 @@ def test_wrong_input_names_the_field(parts: Parts) -> None:
     assert run["error"]["message"].startswith("with.seconds: ")
 
 
+def test_what_an_action_says_of_its_input_is_told_as_it_says_it(parts: Parts) -> None:
+    run = parts.execute(
+        {
+            "id": "one",
+            "action": "http.request",
+            "with": {"url": "https://x/", "headers": {"x": "{{ trigger.input.v }}"}},
+        },
+        input={"input": {"v": "a\nb"}},
+    )
+    assert run["error"]["message"].startswith("with.headers")
+    assert run["error"]["message"].endswith(": a header value cannot hold line breaks")
+
+
 class TestCredentials:
     """A step's credential is found, decrypted, handed over masked, and never stored in clear."""
 
