@@ -9,14 +9,15 @@ from __future__ import annotations
 import base64
 import binascii
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
 
-from cli.output import show_json
+from cli.output import fail, show_json
 from engine.errors import BadRequest
 from engine.settings import Settings
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from migrations.legacy.road import Parts
 
 KEY_BYTES = 32
+SHOWN = 200
+"""Findings that are printed, at most."""
 
 
 def read_key(encoded: str | None) -> bytes | None:
@@ -40,39 +43,53 @@ def read_key(encoded: str | None) -> bytes | None:
     return key
 
 
-def parts(settings: Settings, old_key: bytes | None) -> Parts:
+def parts(settings: Settings, old_key: bytes | None, *, keep_undecryptable: bool) -> Parts:
     """What the road needs of the engine."""
     import actions
     from engine.vault import MasterKeyRing, Vault
     from migrations.legacy.road import Parts
     from triggers import KINDS
 
-    return Parts(Vault(MasterKeyRing(settings.master_key_ring)), actions.build(), KINDS, old_key)
+    vault = Vault(MasterKeyRing(settings.master_key_ring))
+    return Parts(vault, actions.build(), KINDS, old_key, keep_undecryptable)
 
 
-def check(url: str, encryption_key: str | None, *, as_json: bool) -> None:
-    """Say what an adoption would do."""
-    from migrations.legacy import adopt
+def check(url: str, encryption_key: str | None, *, keep_undecryptable: bool, as_json: bool) -> None:
+    """Say what an adoption would do. Exit 1 when it would be refused."""
+    from migrations.legacy import checking
 
-    seen = adopt.preview(url, read_key(encryption_key))
+    made = parts(Settings.load(), read_key(encryption_key), keep_undecryptable=keep_undecryptable)
+    seen = checking.preview(url, made)
     if as_json:
         show_json(asdict(seen))
-        return
-    typer.echo(f"A multi-user database in its {seen.form.value} form. Adopting it takes about {seen.seconds} s.")
-    _show(seen.counts, seen.findings)
-    typer.echo("Nothing was changed.")
+    else:
+        typer.echo(f"A multi-user database in its {seen.form.value} form.")
+        typer.echo(
+            f"Adopting it makes the schema of revision {seen.revision} and a personal organization for each user, and "
+            "keeps the old tables in the schema fairlane_legacy."
+        )
+        megabytes = -(-seen.disk_bytes // 10**6)
+        typer.echo(
+            f"It takes about {seen.seconds} s, while the old system stands still, and {megabytes} MB more of disk."
+        )
+        _show(seen.counts, seen.findings, "shown by --json")
+        typer.echo("Nothing was changed.")
+    if seen.refused is not None:
+        fail(seen.refused)
+        raise typer.Exit(1)
 
 
-def carry_over(url: str, encryption_key: str | None, *, as_json: bool) -> None:
+def carry_over(url: str, encryption_key: str | None, *, keep_undecryptable: bool, as_json: bool) -> None:
     """Adopt the database, and say what became of its rows."""
     from migrations.legacy import adopt
 
     with stages() as progress:
-        done = adopt.adopt(url, parts(Settings.load(), read_key(encryption_key)), progress)
+        made = parts(Settings.load(), read_key(encryption_key), keep_undecryptable=keep_undecryptable)
+        done = adopt.adopt(url, made, progress)
     if as_json:
         show_json(asdict(done))
         return
-    _show(done.counts, done.findings)
+    _show(done.counts, done.findings, "in the table fairlane_legacy.adoption")
     typer.echo("The database is adopted. The old tables are kept in the schema fairlane_legacy, untouched.")
 
 
@@ -101,13 +118,23 @@ def forget(url: str) -> None:
     typer.echo("The old tables and the rows that were set aside are gone; the adoption cannot be taken back any more.")
 
 
-def _show(counts: Mapping[str, Count], findings: list[Finding]) -> None:
+def _show(counts: Mapping[str, Count], findings: Sequence[Finding], where: str) -> None:
     typer.echo(f"{'table':<12} {'read':>10} {'carried':>10} {'set aside':>10}")
     for table, count in counts.items():
         typer.echo(f"{table:<12} {count.read:>10} {count.carried:>10} {count.set_aside:>10}")
-    for finding in findings:
+    show_findings(findings, where)
+
+
+def show_findings(findings: Sequence[Finding], where: str) -> None:
+    """A line for each of the first ones, how many there are of each kind, and where the rest is."""
+    for finding in findings[:SHOWN]:
         needed = f" (needed by {', '.join(finding.needed_by)})" if finding.needed_by else ""
         typer.echo(f"{finding.kind.value:<10} {finding.table} {finding.id}: {finding.reason}{needed}")
+    if len(findings) > SHOWN:
+        typer.echo(f"... and {len(findings) - SHOWN} more, {where}.")
+    kinds = Counter(finding.kind.value for finding in findings)
+    if kinds:
+        typer.echo("In all: " + ", ".join(f"{number} {kind}" for kind, number in kinds.items()) + ".")
 
 
 @contextmanager

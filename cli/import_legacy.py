@@ -16,7 +16,7 @@ import pydantic_core
 import typer
 
 from cli import adoption, commands
-from cli.options import DEFAULT_DATA, AsJson, Data
+from cli.options import DEFAULT_DATA, AsJson, Data, KeepUndecryptable
 from cli.output import fail, show_json
 from embedded import ensure
 from engine.errors import BadRequest
@@ -25,8 +25,7 @@ from engine.settings import Settings
 if TYPE_CHECKING:
     from migrations.legacy.importing import Imported
 
-SHOWN = 200
-"""Findings that are printed; the file of the report has all."""
+STDOUT = Path("-")
 
 
 def import_legacy(
@@ -34,9 +33,13 @@ def import_legacy(
     encryption_key: Annotated[
         str, typer.Option("--encryption-key", help="The old ENCRYPTION_KEY, in base64.", show_envvar=False)
     ],
+    keep_undecryptable: KeepUndecryptable = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do all but keep it: report, and change nothing.")] = False,
     report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE", dir_okay=False, help="Write the report there, as JSON.")
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE", dir_okay=False, allow_dash=True, help="Write the report there, as JSON."
+        ),
     ] = None,
     data: Data = DEFAULT_DATA,
     as_json: AsJson = False,
@@ -46,13 +49,16 @@ def import_legacy(
         key = adoption.read_key(encryption_key)
     except BadRequest as error:
         raise typer.BadParameter(error.detail, param_hint="--encryption-key") from None
+    if report == STDOUT:
+        report, as_json = None, True
     if report is not None:
         _require_writable(report, file)
     with ensure(data) if commands.given_database_url() is None else nullcontext(), adoption.stages() as progress:
         from migrations.legacy.importing import import_file
 
         settings = Settings.load()
-        done = import_file(settings.database_url, file, adoption.parts(settings, key), progress, dry_run=dry_run)
+        parts = adoption.parts(settings, key, keep_undecryptable=keep_undecryptable)
+        done = import_file(settings.database_url, file, parts, progress, dry_run=dry_run)
     if report is not None:
         report.write_bytes(pydantic_core.to_json(asdict(done), indent=2) + b"\n")
     if as_json:
@@ -80,11 +86,7 @@ def _show(done: Imported, report: Path | None) -> None:
         typer.echo(
             f"{table:<12} {count.read:>9} {count.carried:>9} {count.set_aside:>9}  {sums.before:<16}  {sums.after}"
         )
-    for finding in done.findings[:SHOWN]:
-        needed = f" (needed by {', '.join(finding.needed_by)})" if finding.needed_by else ""
-        typer.echo(f"{finding.kind.value:<10} {finding.table} {finding.id}: {finding.reason}{needed}")
-    if len(done.findings) > SHOWN:
-        where = f"in {report}" if report is not None else "shown by --json, or written by --report FILE"
-        typer.echo(f"... and {len(done.findings) - SHOWN} more, {where}.")
+    where = f"in {report}" if report is not None else "shown by --json, or written by --report FILE"
+    adoption.show_findings(done.findings, where)
     if done.adds_up:
         typer.echo("Nothing was changed: this was a dry run." if done.dry_run else "The file is imported.")

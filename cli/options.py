@@ -20,6 +20,9 @@ Processes = Annotated[
 ]
 Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="Threads of each worker process.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+KeepUndecryptable = Annotated[
+    bool, typer.Option("--keep-undecryptable", help="Go on when the key opens no credential; all arrive broken.")
+]
 TenantId = Annotated[str, typer.Argument(metavar="TENANT", help="Id of the organization.")]
 OfTenant = Annotated[str | None, typer.Option("--tenant", metavar="TENANT", help="Only this organization.")]
 

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from cli import adoption, commands
-from cli.options import DEFAULT_CONCURRENCY, DEFAULT_DATA, Concurrency, Data, Processes, cores
+from cli.options import DEFAULT_CONCURRENCY, DEFAULT_DATA, Concurrency, Data, KeepUndecryptable, Processes, cores
 from embedded import ensure
 from embedded.program import Program
 from embedded.supervisor import Supervisor
@@ -74,6 +74,7 @@ def migrate(
     encryption_key: Annotated[
         str | None, typer.Option("--encryption-key", help="With --adopt: the old ENCRYPTION_KEY, in base64.")
     ] = None,
+    keep_undecryptable: KeepUndecryptable = False,
     check: Annotated[bool, typer.Option("--check", help="With --adopt: say what would happen, and change nothing.")] = (
         False
     ),
@@ -89,14 +90,14 @@ def migrate(
     """Bring the database to the newest schema; does nothing when it is there."""
     if sum((adopt, back_to is not None, forget_legacy)) > 1:
         raise typer.BadParameter("give one of --adopt, --back-to and --forget-legacy")
-    if (check or encryption_key is not None) and not adopt:
-        raise typer.BadParameter("--check and --encryption-key go with --adopt")
+    if (check or keep_undecryptable or encryption_key is not None) and not adopt:
+        raise typer.BadParameter("--check, --encryption-key and --keep-undecryptable go with --adopt")
     with ensure(data) if commands.given_database_url() is None else nullcontext():
         url = commands.given_database_url() or Settings.load().database_url
         if adopt and check:
-            adoption.check(url, encryption_key, as_json=as_json)
+            adoption.check(url, encryption_key, keep_undecryptable=keep_undecryptable, as_json=as_json)
         elif adopt:
-            adoption.carry_over(url, encryption_key, as_json=as_json)
+            adoption.carry_over(url, encryption_key, keep_undecryptable=keep_undecryptable, as_json=as_json)
         elif forget_legacy:
             adoption.forget(url)
         else:

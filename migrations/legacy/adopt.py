@@ -8,7 +8,6 @@ later form with columns of any type that can be read as text; what it does not k
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
@@ -16,19 +15,15 @@ from sqlalchemy import Connection, create_engine, exc, pool, text
 
 import migrations
 from engine.db import dump_json
-from engine.definition import from_legacy
-from engine.errors import Conflict, InvalidInput, Unavailable
+from engine.errors import Conflict, Unavailable
 from engine.models import metadata
 from migrations.legacy import road, secrets, sorting, staging
-from migrations.legacy.findings import TABLES, Conversion, Count, Finding, Kind, Progress
+from migrations.legacy.findings import TABLES, Conversion, Progress
 from migrations.legacy.road import Parts
 
 LOCK_TIMEOUT = "5s"
 LOCK_ATTEMPTS = 6
 LOCK_NOT_AVAILABLE = "55P03"
-LOGS_PER_SECOND = 3_000
-"""What `bench/adoption.py` measured on two cores that had other work, rounded."""
-
 T = TypeVar("T")
 
 
@@ -37,17 +32,6 @@ class Form(StrEnum):
 
     EARLY = "early"
     LATER = "later"
-
-
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """What an adoption would do."""
-
-    form: Form
-    counts: dict[str, Count]
-    findings: list[Finding]
-    seconds: int
-    """About how long it would take."""
 
 
 def recognise(connection: Connection) -> Form:
@@ -87,61 +71,15 @@ def _refused(reason: str) -> Conflict:
     return Conflict(f"This is no database of the multi-user system: {reason}. Nothing was changed.", code="not_legacy")
 
 
-def preview(database_url: str, old_key: bytes | None) -> Preview:
-    """Look, without a lock and without a change."""
-    with _connected(database_url) as connection:
-        form = recognise(connection)
-        sorting.sort(connection, "public")
-        found = [*road.findings(connection), *_unreadable(connection, old_key), *_unrunnable(connection)]
-        counted = {table: _count(connection, table) for table in TABLES}
-        connection.rollback()
-    return Preview(form, counted, found, 5 + counted["logs"].read // LOGS_PER_SECOND)
-
-
-def _unreadable(connection: Connection, old_key: bytes | None) -> list[Finding]:
-    found = []
-    for row in connection.execute(text("SELECT id::text, encrypted_key::text FROM public.credentials ORDER BY 1")):
-        try:
-            secrets.decrypt(row.encrypted_key or "", old_key)
-        except secrets.Unreadable as error:
-            found.append(Finding("credentials", row.id or "", Kind.BROKEN, str(error)))
-    return found
-
-
-def _unrunnable(connection: Connection) -> list[Finding]:
-    """Workflows whose action or settings Fairlane does not understand; the adoption checks their steps besides."""
-    present = sorting.columns_of(connection, "public", "workflows")
-    later = ", ".join(sorting.value(column, present) for column in staging.LATER)
-    query = text(
-        f"SELECT s.id::text, trigger_type::text, action_type::text, config_json::text, {later} FROM public.workflows s"
-        " WHERE NOT EXISTS (SELECT 1 FROM legacy_sorted x"
-        " WHERE x.table_name = 'workflows' AND x.kind = 'set_aside' AND x.place = s.ctid) ORDER BY 1"
-    )
-    found = []
-    for workflow_id, trigger, action, config, chain, parameters in connection.execute(query):
-        try:
-            from_legacy("W", trigger or "", action or "", config, action_chain=chain, parameters=parameters)
-        except InvalidInput as error:
-            reason = "; ".join(fault.message for fault in error.faults)
-            found.append(Finding("workflows", workflow_id, Kind.INACTIVE, reason))
-    return found
-
-
-def _count(connection: Connection, table: str) -> Count:
-    read = int(connection.execute(text(f"SELECT count(*) FROM public.{table}")).scalar_one())
-    aside = text("SELECT count(*) FROM legacy_sorted WHERE table_name = :table AND kind = 'set_aside'")
-    set_aside = int(connection.execute(aside, {"table": table}).scalar_one())
-    return Count(read, read - set_aside, set_aside)
-
-
 def adopt(database_url: str, parts: Parts, progress: Progress) -> Conversion:
-    """Adopt the database. Raises Conflict when it is none, or when the sums do not add up; Unavailable when somebody
-    else keeps its tables busy. Nothing was changed then.
+    """Adopt the database. Raises Conflict when it is none, or when the sums do not add up; BadRequest ``wrong_key``;
+    Unavailable when somebody else keeps its tables busy. Nothing was changed then.
     """
 
     def work(connection: Connection) -> Conversion:
         recognise(connection)
         _lock(connection, "public", TABLES)
+        parts.require_fitting_key(secrets.encrypted(connection, "public"))
         staging.prepare(connection)
         for table in TABLES:
             connection.execute(text(f"ALTER TABLE public.{table} SET SCHEMA {staging.SCHEMA}"))
@@ -244,7 +182,7 @@ def _lock(connection: Connection, schema: str, tables: tuple[str, ...]) -> None:
     )
 
 
-def _connected(database_url: str) -> Connection:
+def connected(database_url: str) -> Connection:
     return create_engine(database_url, poolclass=pool.NullPool).connect()
 
 
@@ -252,7 +190,7 @@ def patiently(database_url: str, work: Callable[[Connection], T], progress: Prog
     """Do the work in one transaction, again when a lock is not to be had; one at a time, as for every migration."""
     for attempt in range(1, LOCK_ATTEMPTS + 1):
         try:
-            with _connected(database_url) as connection, connection.begin():
+            with connected(database_url) as connection, connection.begin():
                 connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
                 connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('fairlane migrations'))"))
                 return work(connection)

@@ -10,7 +10,8 @@ Where a user has several credentials of one service the document names the one t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -93,11 +94,21 @@ class Converter:
         used, missing = self._choose_credentials(row["tenant_id"], document)
         workflow = parse(document, actions=self.actions)
         columns = _columns(row, 1, dump_json(canonical(workflow)), version_hash(workflow))
-        notes = (
-            Finding("workflows", row["id"], Kind.NOTED, f"its user has no credential for {service}; its runs will fail")
-            for service in missing
+        notes = tuple(
+            Finding("workflows", row["id"], Kind.NOTED, reason) for reason in self._notes(row, workflow, missing)
         )
-        return Planned(columns, self._trigger(row, workflow, active=row["is_active"]), tuple(notes), used)
+        return Planned(columns, self._trigger(row, workflow, active=row["is_active"]), notes, used)
+
+    def _notes(self, row: Mapping[str, Any], workflow: Workflow, missing: list[str]) -> Iterator[str]:
+        for service in missing:
+            yield f"its user has no credential for {service}; its runs will fail"
+        if not isinstance(workflow.trigger, ScheduleTrigger) or workflow.trigger.every is None:
+            return
+        if (said := odd_interval(row["config_json"], workflow.trigger.every)) is not None:
+            yield said
+        last = row["last_executed_at"]
+        if last is not None and last >= self.now:
+            yield f"its last execution is in the future, {last.astimezone(UTC):%Y-%m-%d %H:%M:%S}; it counts as now"
 
     def _choose_credentials(self, tenant_id: str, document: dict[str, Any]) -> tuple[tuple[str, ...], list[str]]:
         """Name the credential where there are several; the ids of those used, and services that have none."""
@@ -149,6 +160,20 @@ def next_fire(workflow_id: str, interval: timedelta, last: datetime | None, now:
     return due if due > now else now + _part_of(workflow_id, interval)
 
 
+def odd_interval(config_json: str, every: timedelta) -> str | None:
+    """What to say when `every` is not what the settings ask for; None when it is, or when they ask for nothing."""
+    config = json.loads(config_json) if config_json.strip() else None
+    asked = config.get("interval") if isinstance(config, dict) else None
+    minutes = every // timedelta(minutes=1)
+    is_number = isinstance(asked, int | float) and not isinstance(asked, bool)
+    if asked is None or (is_number and asked == minutes):
+        return None
+    shown = json.dumps(asked)[:100]
+    if is_number and asked <= 0:
+        return f"its interval is {shown}; it runs every {minutes} minutes, as it did in the old system"
+    return f"its interval is {shown}, not a whole number of minutes up to a year; it runs every {minutes} minutes"
+
+
 def _part_of(workflow_id: str, span: timedelta) -> timedelta:
     """A part of `span` that is even over many ids."""
     share = int.from_bytes(hashlib.sha256(workflow_id.encode()).digest()[:4])
@@ -171,13 +196,18 @@ def convert(
         planned = [converter.plan(row) for row in rows]
         _write(connection, planned)
         for plan in planned:
-            findings += plan.findings
-            for credential_id in plan.credentials:
-                used_by.setdefault(credential_id, []).append(plan.columns["id"])
+            note(plan, findings, used_by)
         after = rows[-1]["id"]
         done += len(rows)
         progress("Converting workflows", done, total)
     return findings, used_by
+
+
+def note(plan: Planned, findings: list[Finding], used_by: dict[str, list[str]]) -> None:
+    """Add what somebody should know, and which credentials the workflow uses."""
+    findings += plan.findings
+    for credential_id in plan.credentials:
+        used_by.setdefault(credential_id, []).append(plan.columns["id"])
 
 
 def _write(connection: Connection, planned: list[Planned]) -> None:

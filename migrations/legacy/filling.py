@@ -26,7 +26,7 @@ def fill(connection: Connection, progress: Progress) -> None:
     """Copy a batch of pages at a time, owners first. A time that cannot be read becomes the moment of the copy."""
     for table, columns in COLUMNS.items():
         present = columns_of(connection, SCHEMA, table)
-        values = ", ".join(_stored(column, present) for column in columns)
+        values = ", ".join(stored(column, present) for column in columns)
         statement = text(
             f"""INSERT INTO public.{table} ({", ".join(columns)}) SELECT {values} FROM {SCHEMA}.{table} s
             WHERE s.ctid >= CAST(:first AS tid) AND s.ctid < CAST(:last AS tid) AND NOT EXISTS (
@@ -42,7 +42,8 @@ def fill(connection: Connection, progress: Progress) -> None:
         connection.exec_driver_sql(f"ANALYZE public.{table}")
 
 
-def _stored(column: str, present: set[str]) -> str:
+def stored(column: str, present: set[str]) -> str:
+    """SQL: what a column of the alias ``s`` becomes; `sorting.sort` was called."""
     written = value(column, present)
     if column in TIMES:
         moment = f"pg_temp.legacy_moment({written})"

@@ -78,7 +78,8 @@ def import_file(database_url: str, path: Path, parts: Parts, progress: Progress,
     """Import the file. Unless the result `adds_up`, and in a dry run, nothing was changed.
 
     Raises Conflict ``not_empty`` for a database with users or organizations or from which an import stems, BadRequest
-    ``not_legacy`` for another file, Unavailable when somebody else keeps the tables busy.
+    ``not_legacy`` for another file and ``wrong_key`` for a key that opens no credential, Unavailable when somebody else
+    keeps the tables busy.
     """
 
     def work(connection: Connection) -> Imported:
@@ -98,6 +99,7 @@ def _carried(
     connection: Connection, source: Source, path: Path, parts: Parts, progress: Progress, *, dry_run: bool
 ) -> Imported:
     sha256 = sqlite_file.fingerprint(path)
+    parts.require_fitting_key(_encrypted(source))
     staging.create(connection)
     loaded = load(connection, source, progress)
     conversion = road.travel(connection, parts, progress)
@@ -118,6 +120,13 @@ def _carried(
         checksums={table: Checksums(_hex(loaded.digests[table]), _hex(after[table])) for table in TABLES},
         findings=[*_strangers(source), *loaded.findings, *_named(conversion.findings, loaded)],
     )
+
+
+def _encrypted(source: Source) -> Iterator[str | None]:
+    place = COLUMNS["credentials"].index("encrypted_key")
+    for row, _ in source.rows("credentials"):
+        found = row[place]
+        yield found.decode("utf-8", "surrogateescape") if isinstance(found, bytes) else str(found)
 
 
 def _require_empty(connection: Connection) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -27,6 +27,13 @@ class Parts:
     kinds: TriggerKinds
     old_key: bytes | None
     """The 32 bytes of the old ENCRYPTION_KEY; without it no credential decrypts, and all are kept as broken."""
+    keep_undecryptable: bool = False
+    """Go on with a key that opens none of the credentials."""
+
+    def require_fitting_key(self, encrypted: Iterable[str | None]) -> None:
+        """Raises BadRequest ``wrong_key`` when there are credentials and the key opens none of them."""
+        if self.old_key is not None and not self.keep_undecryptable:
+            secrets.require_fitting(encrypted, self.old_key)
 
 
 def travel(connection: Connection, parts: Parts, progress: Progress) -> Conversion:

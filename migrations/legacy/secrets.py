@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import Connection, text
 
 from engine.db import SystemSession
+from engine.errors import BadRequest
 from engine.repository import credentials as stored
 from engine.vault import NONCE_BYTES, Vault
 from migrations.legacy.findings import Finding, Kind, Progress
@@ -28,6 +29,10 @@ _NO_KEY = "it was encrypted with the old key, which was not given"
 
 class Unreadable(Exception):
     """A credential that does not decrypt; the message says why."""
+
+
+class NoText(Unreadable):
+    """The key is right, and the plaintext is nothing that could be used."""
 
 
 @dataclass(slots=True)
@@ -57,11 +62,36 @@ def decrypt(encrypted: str, key: bytes | None) -> str:
         raw = base64.b64decode(encrypted, validate=True)
         return AESGCM(key).decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], None).decode()
     except UnicodeDecodeError:
-        raise Unreadable("it decrypts to something that is no text") from None
+        raise NoText("it decrypts to something that is no text") from None
     except (binascii.Error, ValueError):
         raise Unreadable("it is not base64 of a nonce and a ciphertext") from None
     except InvalidTag:
         raise Unreadable("it does not decrypt with the old key") from None
+
+
+def encrypted(connection: Connection, schema: str) -> list[str | None]:
+    """Every secret of the old table in `schema`."""
+    return list(connection.execute(text(f"SELECT encrypted_key::text FROM {schema}.credentials")).scalars())
+
+
+def require_fitting(encrypted: Iterable[str | None], key: bytes) -> None:
+    """Raises BadRequest ``wrong_key`` when there are credentials and the key opens none of them."""
+    number = 0
+    for each in encrypted:
+        number += 1
+        try:
+            decrypt(each or "", key)
+        except NoText:
+            return
+        except Unreadable:
+            continue
+        return
+    if number:
+        raise BadRequest(
+            f"None of the {number} credentials decrypts with this key: is it the right one? "
+            "With --keep-undecryptable all are kept, marked broken. Nothing was changed.",
+            code="wrong_key",
+        )
 
 
 def data_of(service: str, plaintext: str) -> dict[str, str]:

@@ -67,6 +67,8 @@ def _require_settled(path: Path) -> None:
             head = file.read(len(MAGIC))
     except OSError as error:
         raise _refused(path, f"it cannot be opened ({error.strerror})") from error
+    if not head:
+        raise _refused(path, "it is empty")
     if head != MAGIC:
         raise _refused(path, "it is no SQLite file")
     for ending in ("-wal", "-journal"):

@@ -94,7 +94,7 @@ def adopted(tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresS
 def test_the_check_says_what_will_happen_and_the_adoption_what_has(adopted: Adopted) -> None:
     assert "in its later form" in adopted.checked.out
     assert f"credentials {adopted.ids['broken']}: it does not decrypt" in adopted.checked.out
-    assert f"workflows {adopted.ids['sms']}: there is no action 'twilio_sms'" in adopted.checked.out
+    assert f"workflows {adopted.ids['sms']}: action_type: there is no action 'twilio_sms'" in adopted.checked.out
     assert adopted.done["counts"]["logs"] == {"read": 31, "carried": 31, "set_aside": 0}
     found = {(finding["table"], finding["id"]): finding for finding in adopted.done["findings"]}
     assert found["credentials", adopted.ids["broken"]]["needed_by"] == [adopted.ids["weather"]]

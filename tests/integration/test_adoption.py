@@ -5,8 +5,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg
 import pytest
@@ -21,9 +22,9 @@ from embedded.postgres import PostgresServer
 from engine import billing
 from engine.billing import Closer
 from engine.db import Database
-from engine.errors import Conflict, Unavailable
+from engine.errors import BadRequest, Conflict, Unavailable
 from engine.vault import MasterKeyRing, Vault
-from migrations.legacy import adopt, road, staging
+from migrations.legacy import adopt, checking, road, staging
 from migrations.legacy.conversion import next_fire
 from migrations.legacy.findings import TABLES, Conversion, Kind
 from migrations.legacy.road import Parts
@@ -69,10 +70,11 @@ def test_a_clean_database_of_either_form_is_carried_over_whole_and_can_be_taken_
 ) -> None:
     clean().write(empty_database_url, schema)
     before = dump(empty_database_url)
-    seen = adopt.preview(empty_database_url, KEY)
+    seen = checking.preview(empty_database_url, _parts())
     conversion = _adopt(empty_database_url)
     assert conversion.findings == seen.findings == []
     assert conversion.counts == seen.counts
+    assert seen.refused is None
     assert {table: count.carried for table, count in conversion.counts.items()} == {
         "users": 3, "credentials": 6, "workflows": 6, "logs": 24
     }  # fmt: skip
@@ -100,6 +102,8 @@ def dirty() -> tuple[Legacy, dict[str, str]]:
     hook = {"slack_message": "{{a}}"}
     ids["good"] = legacy.workflow(user, "webhook", "slack_message", hook)
     ids["weather"] = legacy.workflow(user, "schedule", "weather_check", "", last_executed_at="2099-01-01 00:00:00")
+    for what, interval in {"zero": 0, "in words": "often", "in quotes": "30", "half-hourly": 30}.items():
+        ids[what] = legacy.workflow(user, "schedule", "slack_message", hook | {"interval": interval})
     ids["unknown"] = legacy.workflow(user, "webhook", "twilio_sms", {"to": "1"})
     ids["no json"] = legacy.workflow(user, "webhook", "slack_message", "{broken")
     ids["no object"] = legacy.workflow(user, "schedule", "slack_message", "[1]")
@@ -118,18 +122,19 @@ def dirty() -> tuple[Legacy, dict[str, str]]:
     return legacy, ids
 
 
+Adopted: TypeAlias = tuple[str, Conversion, checking.Preview]
+
+
 @pytest.fixture(scope="module")
-def adopted(
-    postgres_server: PostgresServer, dirty: tuple[Legacy, dict[str, str]]
-) -> Iterator[tuple[str, Conversion, dict[str, Any]]]:
+def adopted(postgres_server: PostgresServer, dirty: tuple[Legacy, dict[str, str]]) -> Iterator[Adopted]:
     with fresh_database(postgres_server) as url:
         dirty[0].write(url)
-        before = dump(url)
-        yield url, _adopt(url), before
+        seen = checking.preview(url, _parts())
+        yield url, _adopt(url), seen
 
 
 def test_every_dirty_row_is_carried_over_or_set_aside_with_its_id_and_reason(
-    dirty: tuple[Legacy, dict[str, str]], adopted: tuple[str, Conversion, dict[str, Any]]
+    dirty: tuple[Legacy, dict[str, str]], adopted: Adopted
 ) -> None:
     ids, (url, conversion, _) = dirty[1], adopted
     found = _by_id(conversion)
@@ -159,8 +164,42 @@ def test_every_dirty_row_is_carried_over_or_set_aside_with_its_id_and_reason(
     assert sorted(rejects) == sorted((ids[what], ids[what]) for what in aside)
 
 
+def test_the_check_foretells_every_finding_and_count_of_the_adoption(adopted: Adopted) -> None:
+    _, conversion, seen = adopted
+    assert seen.findings == conversion.findings
+    assert seen.counts == conversion.counts
+    assert (seen.form, seen.revision, seen.refused) == (adopt.Form.EARLY, migrations.head(), None)
+
+
+def test_a_rhythm_that_is_not_as_it_was_written_is_told(dirty: tuple[Legacy, dict[str, str]], adopted: Adopted) -> None:
+    ids, (_, conversion, _) = dirty[1], adopted
+    found = _by_id(conversion)
+    for what, words in {
+        "zero": "its interval is 0; it runs every 10 minutes, as it did in the old system",
+        "in words": 'its interval is "often", not a whole number of minutes up to a year; it runs every 10 minutes',
+        "in quotes": 'its interval is "30", not a whole number of minutes up to a year; it runs every 30 minutes',
+        "weather": "its last execution is in the future, 2099-01-01 00:00:00; it counts as now",
+    }.items():
+        assert (Kind.NOTED, words) in found["workflows", ids[what]]
+    assert ("workflows", ids["half-hourly"]) not in found
+
+
+def test_a_key_that_opens_no_credential_is_refused_before_anything_is_changed(empty_database_url: str) -> None:
+    clean().write(empty_database_url)
+    before = dump(empty_database_url)
+    wrong = _parts(b"3" * 32)
+    refused = checking.preview(empty_database_url, wrong).refused
+    assert refused is not None
+    assert refused.startswith("None of the 6 credentials decrypts with this key: is it the right one? With --keep-und")
+    with pytest.raises(BadRequest, match="None of the 6 credentials decrypts"):
+        adopt.adopt(empty_database_url, wrong, lambda *_: None)
+    assert dump(empty_database_url) == before
+    kept = adopt.adopt(empty_database_url, replace(wrong, keep_undecryptable=True), lambda *_: None)
+    assert [finding.kind for finding in kept.findings] == [Kind.BROKEN] * 6
+
+
 def test_a_workflow_that_cannot_run_keeps_its_form_and_shows_why(
-    dirty: tuple[Legacy, dict[str, str]], adopted: tuple[str, Conversion, dict[str, Any]]
+    dirty: tuple[Legacy, dict[str, str]], adopted: Adopted
 ) -> None:
     ids, (url, _, _) = dirty[1], adopted
     query = "SELECT is_active, inactive_reason, config_json FROM workflows WHERE id = %s"
@@ -171,7 +210,7 @@ def test_a_workflow_that_cannot_run_keeps_its_form_and_shows_why(
 
 
 def test_of_several_credentials_workflows_name_the_oldest_that_can_be_read_and_broken_ones_say_who_needs_them(
-    dirty: tuple[Legacy, dict[str, str]], adopted: tuple[str, Conversion, dict[str, Any]]
+    dirty: tuple[Legacy, dict[str, str]], adopted: Adopted
 ) -> None:
     ids, (url, conversion, _) = dirty[1], adopted
     names = dict(_rows(url, "SELECT id, name FROM credentials"))
@@ -184,7 +223,7 @@ def test_of_several_credentials_workflows_name_the_oldest_that_can_be_read_and_b
 
 
 def test_every_old_log_row_is_a_run_of_its_workflow_at_its_time_in_utc(
-    dirty: tuple[Legacy, dict[str, str]], adopted: tuple[str, Conversion, dict[str, Any]]
+    dirty: tuple[Legacy, dict[str, str]], adopted: Adopted
 ) -> None:
     ids, (url, _, _) = dirty[1], adopted
     rows = {
@@ -204,7 +243,7 @@ def test_every_old_log_row_is_a_run_of_its_workflow_at_its_time_in_utc(
 
 
 def test_an_old_organization_is_billed_from_the_adoption_on_and_its_old_log_costs_nothing(
-    dirty: tuple[Legacy, dict[str, str]], adopted: tuple[str, Conversion, dict[str, Any]]
+    dirty: tuple[Legacy, dict[str, str]], adopted: Adopted
 ) -> None:
     ids, (url, _, _) = dirty[1], adopted
     [(adopted_on,)] = _rows(url, "SELECT at::date::text FROM fairlane_legacy.adoption")
@@ -372,8 +411,12 @@ def test_no_old_database_breaks_the_road_or_loses_a_row_on_it(
                 place = sql.Identifier(staging.SCHEMA, table)
                 holes = sql.SQL(", ").join([sql.Placeholder()] * len(row))
                 driver.execute(sql.SQL("INSERT INTO {} VALUES ({})").format(place, holes), row)
+        with connection.begin_nested() as looked:
+            foreseen = checking.foresee(connection, staging.SCHEMA, _parts())
+            looked.rollback()
         conversion = road.travel(connection, _parts(), lambda *_: None)
         transaction.rollback()
     engine.dispose()
     assert {table: conversion.counts[table].read for table in TABLES} == {table: len(rows[table]) for table in TABLES}
     assert conversion.adds_up
+    assert foreseen == (conversion.counts, conversion.findings)

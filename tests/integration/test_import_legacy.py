@@ -60,7 +60,7 @@ def _import(command: CommandLine, path: Path, *words: str) -> Result:
 
 def _import_file(url: str, path: Path) -> Imported:
     """All of it but the last moment, so that the next import finds the database as it was."""
-    parts = Parts(Vault(MasterKeyRing({"k": b"1" * 32})), actions.build(), KINDS, KEY)
+    parts = Parts(Vault(MasterKeyRing({"k": b"1" * 32})), actions.build(), KINDS, KEY, keep_undecryptable=True)
     return import_file(url, path, parts, lambda *_: None, dry_run=True)
 
 
@@ -112,7 +112,7 @@ def _broken_files() -> dict[str, tuple[bytes | str, str]]:
     schema = legacy_file.SCHEMA.format(later="")
     return {
         "text": (b"id,email\n", "it is no SQLite file"),
-        "empty": (b"", "it is no SQLite file"),
+        "empty": (b"", "it is empty"),
         "cut": (sqlite_file.MAGIC + b"\0" * 300, "SQLite cannot read it"),
         "no table": (schema.replace("CREATE TABLE logs", "CREATE TABLE log"), "it has no table logs"),
         "no column": (schema.replace("password_hash", "secret"), "its table users has no column password_hash"),
@@ -150,6 +150,21 @@ def test_a_file_with_writes_still_in_a_journal_is_refused(command: CommandLine, 
 def test_wrong_usage_is_told_before_anything_is_done(command: CommandLine, tmp_path: Path, words: list[str]) -> None:
     path = legacy_file.write(tmp_path / "old.db", clean())
     assert command("import-legacy", str(path), *words).code == 2
+
+
+def test_a_key_that_opens_no_credential_is_refused_unless_they_may_all_arrive_broken(
+    command: CommandLine, empty_database_url: str, tmp_path: Path
+) -> None:
+    path = legacy_file.write(tmp_path / "old.db", clean())
+    wrong = base64.b64encode(b"3" * 32).decode()
+    for words in ([], ["--dry-run"]):
+        refused = command("import-legacy", str(path), "--encryption-key", wrong, *words)
+        assert (refused.code, refused.out) == (1, "")
+        assert refused.err.startswith("None of the 6 credentials decrypts with this key: is it the right one?")
+        assert _contents(empty_database_url) == ()
+    kept = command.fine("import-legacy", str(path), "--encryption-key", wrong, "--keep-undecryptable", "--report", "-")
+    assert [found["kind"] for found in kept.json["findings"]] == ["broken"] * 6
+    assert not (tmp_path / "-").exists()
 
 
 @pytest.fixture(scope="module")
