@@ -113,28 +113,36 @@ class Installation:
             "FAIRLANE_LEASE_SECONDS": str(LEASE_SECONDS),
         }
 
-    def start(self, name: str, *words: str) -> None:
+    def start(self, name: str, *words: str, **variables: str) -> None:
+        """A process of our Python; `variables` are added to its environment."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", *words],
+                [sys.executable, *words],
                 cwd=ROOT,
-                env=self.environment,
+                env=self.environment | variables,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
 
     def start_api(self) -> None:
-        self.start("api", "uvicorn", "api.app:create_app", "--factory", "--port", str(self.port))
+        self.start("api", "-m", "uvicorn", "api.app:create_app", "--factory", "--port", str(self.port))
         wait_for(self.answers, "the API to be ready")
 
-    def start_worker(self, name: str = "worker") -> None:
-        options = ("-l", "INFO", "-P", "threads", "-c", "4", "-Q", "runs,system", "-n", f"{name}@test")
-        self.start(name, "celery", "-A", "tasks", "worker", *options)
+    def start_worker(
+        self,
+        name: str = "worker",
+        *,
+        pool: str = "threads",
+        program: tuple[str, ...] = ("-m", "celery"),
+        **variables: str,
+    ) -> None:
+        options = ("-l", "INFO", "-P", pool, "-c", "4", "-Q", "runs,system", "-n", f"{name}@test")
+        self.start(name, *program, "-A", "tasks", "worker", *options, **variables)
         wait_for(lambda: b" ready." in (self.folder / f"{name}.log").read_bytes(), f"{name} to be ready")
 
-    def start_beat(self, name: str = "beat") -> None:
-        self.start(name, "celery", "-A", "tasks", "beat", "--pidfile=")
+    def start_beat(self, name: str = "beat", **variables: str) -> None:
+        self.start(name, "-m", "celery", "-A", "tasks", "beat", "--pidfile=", **variables)
 
     def kill(self, name: str, sig: signal.Signals = signal.SIGKILL) -> None:
         """End the process and whatever it started."""
