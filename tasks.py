@@ -44,6 +44,7 @@ from engine.resume_links import ResumeLinks
 from engine.runs import Runs
 from engine.settings import Settings, settings
 from engine.sweeper import Sweeper
+from engine.tallies import Flusher
 from engine.usage import RollUp
 from engine.vault import MasterKeyRing, Vault
 from engine.workflows import Workflows
@@ -107,6 +108,7 @@ def _services(_pid: int) -> Services:
     lanes = fairshare.Lanes(configured.redis_url, queue="runs")
     publisher = CeleryPublisher(lanes)
     runs = Runs(publisher)
+    Flusher(database).start()
     links = ResumeLinks(configured.secret_key.get_secret_value(), configured.public_url)
     return Services(
         settings=configured,
@@ -129,7 +131,7 @@ def _services(_pid: int) -> Services:
         closer=Closer(database),
         metering=_metering(configured, database),
         held=Held(database, runs),
-        roll_up=RollUp(database),
+        roll_up=RollUp(database, labels=configured.metrics_tenant_limit),
         reconciler=Reconciler(database),
     )
 
@@ -222,7 +224,7 @@ def _or_hand_back(task: Task, work: Callable[[], object]) -> None:
     try:
         work()
     except Unavailable as error:
-        metrics.HANDED_BACK.labels(reason="newer" if isinstance(error, WrittenByNewer) else "unavailable").inc()
+        metrics.HANDED_BACK.inc(reason="newer" if isinstance(error, WrittenByNewer) else "unavailable")
         log.warning("task_handed_back", task=task.name, id=task.request.id, reason=error.detail)
         time.sleep(UNAVAILABLE_PAUSE)
         raise Reject(error.detail, requeue=True) from error

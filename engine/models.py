@@ -34,6 +34,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from engine.models_metrics import metric_events as metric_events
+from engine.models_metrics import metric_tenants as metric_tenants
+from engine.models_metrics import metric_totals as metric_totals
 from engine.models_usage import quota_counters as quota_counters
 from engine.models_usage import usage as usage
 from engine.models_usage import usage_hourly as usage_hourly

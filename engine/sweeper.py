@@ -147,5 +147,5 @@ def _message_ids(row: Row) -> tuple[str, ...]:
 def _report(result: Result) -> None:
     for kind in ("woken", "unpublished", "silent", "stranded"):
         if count := getattr(result, kind):
-            metrics.SWEEPER_REPAIRS.labels(kind=kind).inc(count)
+            metrics.SWEEPER_REPAIRS.inc(count, kind=kind)
             log.info("sweeper_repaired", kind=kind, count=count)

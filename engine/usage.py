@@ -26,6 +26,7 @@ import structlog
 
 from engine.db import Database, Row, SystemSession, TenantSession
 from engine.errors import Fault, InvalidInput
+from engine.repository import metrics
 from engine.repository import usage as stored
 
 log = structlog.get_logger(__name__)
@@ -161,10 +162,11 @@ class Result:
 
 
 class RollUp:
-    """See the module. Any number may run."""
+    """See the module. Any number may run. As many tenants as `labels` says have one of their own in the metrics."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, labels: int = 50) -> None:
         self._database = database
+        self._labels = labels
 
     def run_once(self) -> Result:
         rolled = self._roll_up()
@@ -174,7 +176,10 @@ class RollUp:
 
     def _roll_up(self) -> Row | None:
         with self._database.system() as session:
-            return stored.roll_up(session)
+            rolled = stored.roll_up(session)
+            if rolled is not None and not rolled["elsewhere"]:
+                metrics.fold(session, rolled, tenants=self._labels)
+            return rolled
 
     def _restart(self) -> bool:
         with self._database.system() as session:

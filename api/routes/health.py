@@ -12,8 +12,8 @@ from redis.exceptions import RedisError
 from sqlalchemy.pool import NullPool
 
 import migrations
-from api.gauges import Gauges
 from api.problems import Problem
+from api.scrape import Scrape
 from api.services import Services
 from api.wire import Route
 from engine.errors import Unauthenticated
@@ -41,15 +41,14 @@ def readyz(request: Request) -> Any:
 
 @router.get("/metrics", response_class=Response)
 def metrics(request: Request) -> Response:
-    """Show the Prometheus series of this process, and the gauges of the whole installation.
+    """Show the Prometheus series of the whole installation; each API process shows the same.
 
     An installation may want a token of its own for this (``FAIRLANE_METRICS_TOKEN``).
     """
     _check_token(request)
     registry = prometheus_client.CollectorRegistry(auto_describe=False)
-    registry.register(Gauges(request.app.state.services))
-    shown = prometheus_client.generate_latest() + prometheus_client.generate_latest(registry)
-    return Response(shown, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+    registry.register(Scrape(request.app.state.services))
+    return Response(prometheus_client.generate_latest(registry), media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
 
 def _check_token(request: Request) -> None:

@@ -6,16 +6,23 @@ because signatures are made over its bytes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from api.openapi import TAKES_ANYTHING, refusals
 from api.schemas_runs import Triggered
 from api.services import Services
 from api.wire import Route
+from engine.errors import FairlaneError
+from engine.metrics import WEBHOOK_OUTCOMES, WEBHOOKS
+from engine.runs import Started
 from triggers import Delivery
 
 router = APIRouter(route_class=Route, prefix="/api/webhooks", tags=["webhooks"])
@@ -41,14 +48,9 @@ router = APIRouter(route_class=Route, prefix="/api/webhooks", tags=["webhooks"])
 )
 async def receive(workflow_id: str, request: Request) -> Any:
     """Start a run of a webhook workflow. The same `webhook-id` again is the same run."""
-    services: Services = request.app.state.services
-    delivery = Delivery(
-        workflow_id=workflow_id,
-        body=await request.body(),
-        headers=request.headers.items(),
-        query=request.query_params.multi_items(),
-    )
-    started = await run_in_threadpool(services.receiver.receive, delivery)
+    with _tallied() as outcome:
+        started = await _receive(workflow_id, request)
+        outcome.append("duplicate" if started.existing else "accepted")
     message = "This webhook-id came before; here is its run." if started.existing else "The workflow was triggered."
     answer = {
         "status": "triggered",
@@ -57,3 +59,31 @@ async def receive(workflow_id: str, request: Request) -> Any:
         "idempotent": started.existing,
     }
     return JSONResponse(answer, status_code=202)
+
+
+async def _receive(workflow_id: str, request: Request) -> Started:
+    services: Services = request.app.state.services
+    delivery = Delivery(
+        workflow_id=workflow_id,
+        body=await request.body(),
+        headers=request.headers.items(),
+        query=request.query_params.multi_items(),
+    )
+    return await run_in_threadpool(services.receiver.receive, delivery)
+
+
+@contextmanager
+def _tallied() -> Iterator[list[str]]:
+    """Count what becomes of the request: what the block says, or the code of the error that it raises."""
+    said: list[str] = []
+    try:
+        yield said
+    except FairlaneError as error:
+        said.append(error.error_code)
+        raise
+    except HTTPException as error:
+        said.append("too_large" if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else "failed")
+        raise
+    finally:
+        outcome = said[0] if said and said[0] in WEBHOOK_OUTCOMES else "failed"
+        WEBHOOKS.inc(outcome=outcome)

@@ -31,14 +31,20 @@ WITH tenant AS MATERIALIZED (
 SELECT new.*, admission.lane, admission.rejects, admission.verdict FROM new, admission;
 
 -- name: hold_run
--- Why apart from start_run: few starts are over a quota.
+-- Why apart from start_run: few starts are over a quota. Why the limit is looked up here: behind others that are held
+-- nobody has asked which it is; when the month is not used up, it is the queue.
 WITH run AS (
     UPDATE runs SET status = 'held', wait_reason = 'quota'
     WHERE tenant_id = :tenant_id AND id = :run_id AND status = 'queued'
     RETURNING tenant_id, id, workflow_id, status, wait_reason
 ), ledger AS (
-    INSERT INTO usage (tenant_id, at, kind, run_id, workflow_id)
-    SELECT tenant_id, coalesce(:at::timestamptz, now()), 'held', id, workflow_id FROM run
+    INSERT INTO usage (tenant_id, at, kind, run_id, workflow_id, outcome)
+    SELECT tenant_id, coalesce(:at::timestamptz, now()), 'held', id, workflow_id, CASE WHEN EXISTS (
+        SELECT 1 FROM quota_counters c
+        WHERE c.tenant_id = run.tenant_id
+          AND c.period = date_trunc('month', coalesce(:at::timestamptz, now()) AT TIME ZONE 'UTC')::date
+        HAVING sum(c.used) >= min(c.monthly)) THEN 'max_executions_per_month' ELSE 'max_queued_runs' END
+    FROM run
 )
 SELECT status, wait_reason FROM run;
 
@@ -466,3 +472,116 @@ FROM (
 ) parts
 GROUP BY 1, 2, 3
 ORDER BY 1, 2, 3;
+
+-- name: rank_tenants
+-- Why logarithms: what a tenant used fades with time, and nobody has to touch the rows of those that rest. The score is
+-- ln(sum of seconds * exp(when / :fades)), a run that was admitted or held being worth a second besides.
+WITH used AS (
+    SELECT u.tenant_id, sum(CASE u.kind WHEN 'worker_seconds' THEN u.seconds ELSE u.quantity END) AS seconds
+    FROM usage u
+    WHERE u.xid >= :low AND u.xid < :high AND u.id > :above AND u.kind IN ('execution', 'held', 'worker_seconds')
+    GROUP BY 1
+)
+INSERT INTO metric_tenants AS t (tenant, score)
+SELECT tenant_id, ln(seconds) + extract(epoch FROM now()) / :fades FROM used WHERE seconds > 0
+ON CONFLICT (tenant) DO UPDATE SET
+    score = greatest(t.score, excluded.score) + ln(1 + exp(-least(abs(t.score - excluded.score), 500)));
+
+-- name: choose_tenants
+-- Why stored: whoever scrapes, and the totals, agree on who has a label of its own.
+UPDATE metric_tenants m SET shown = ranked.first
+FROM (
+    SELECT tenant, row_number() OVER (ORDER BY score DESC, tenant) <= :limit AS first FROM metric_tenants
+) ranked
+WHERE m.tenant = ranked.tenant AND m.shown <> ranked.first;
+
+-- name: fold_metrics
+-- Why a label is chosen here and not when somebody scrapes: so no series ever goes down, whoever has a label next.
+WITH events AS MATERIALIZED (
+    DELETE FROM metric_events WHERE id IN (SELECT id FROM metric_events ORDER BY id LIMIT :limit)
+    RETURNING tenant, kind, seconds, status, trigger
+), ledger AS MATERIALIZED (
+    SELECT u.tenant_id AS tenant, u.kind, u.action, u.outcome, sum(u.quantity)::float8 AS quantity,
+           sum(u.seconds) AS seconds
+    FROM usage u
+    WHERE u.xid >= :low AND u.xid < :high AND u.id > :above AND u.kind IN ('action_call', 'held', 'worker_seconds')
+    GROUP BY 1, 2, 3, 4
+), parts (tenant, series, labels, value) AS (
+    SELECT tenant, 'runs', ARRAY[status, trigger], count(*) FROM events WHERE kind = 'ended' GROUP BY 1, 3
+    UNION ALL
+    SELECT NULL, 'run_seconds', ARRAY[bucket], count(*)
+    FROM events, LATERAL (SELECT coalesce(min(b)::text, '') FROM unnest(:run_seconds::float8[]) b WHERE b >= seconds)
+        bound (bucket)
+    WHERE kind = 'ended' GROUP BY 3
+    UNION ALL
+    SELECT NULL, 'run_seconds_sum', '{}', sum(seconds) FROM events WHERE kind = 'ended' HAVING count(*) > 0
+    UNION ALL
+    SELECT tenant, 'queue_wait_seconds', ARRAY[bucket], count(*)
+    FROM events, LATERAL (SELECT coalesce(min(b)::text, '') FROM unnest(:queue_wait::float8[]) b WHERE b >= seconds)
+        bound (bucket)
+    WHERE kind = 'begun' GROUP BY 1, 3
+    UNION ALL
+    SELECT tenant, 'queue_wait_seconds_sum', '{}', sum(seconds) FROM events WHERE kind = 'begun' GROUP BY 1
+    UNION ALL
+    SELECT tenant, 'worker_seconds', '{}', seconds FROM ledger WHERE kind = 'worker_seconds'
+    UNION ALL
+    SELECT tenant, 'quota_held', ARRAY[coalesce(outcome, 'max_executions_per_month')], quantity
+    FROM ledger WHERE kind = 'held'
+    UNION ALL
+    SELECT NULL, 'action_calls', ARRAY[coalesce(action, ''), coalesce(outcome, 'unknown')], quantity
+    FROM ledger WHERE kind = 'action_call'
+), added AS (
+    INSERT INTO metric_totals AS t (tenant, series, labels, value)
+    SELECT m.tenant, p.series, p.labels, sum(p.value)
+    FROM parts p LEFT JOIN metric_tenants m ON m.tenant = p.tenant AND m.shown
+    GROUP BY 1, 2, 3
+    ON CONFLICT (tenant, series, labels) DO UPDATE SET value = t.value + excluded.value
+)
+SELECT count(*) AS events FROM events;
+
+-- name: add_tallies
+-- Why in order: two processes that flush at once lock the same rows in the same order.
+INSERT INTO metric_totals AS t (series, labels, value)
+SELECT series, labels, value FROM jsonb_to_recordset(:tallies::jsonb) AS n (series text, labels text[], value float8)
+ORDER BY series, labels
+ON CONFLICT (tenant, series, labels) DO UPDATE SET value = t.value + excluded.value;
+
+-- name: metric_totals
+-- Why two parts: each is one walk along the index.
+SELECT NULL AS tenant, series, labels, value FROM metric_totals WHERE tenant IS NULL
+UNION ALL
+SELECT t.tenant, t.series, t.labels, t.value
+FROM metric_tenants m JOIN metric_totals t ON t.tenant = m.tenant
+WHERE m.shown;
+
+-- name: quota_ratios
+-- Why the lanes are given: how many wait and run is known there already, and here somebody would count a long backlog.
+WITH limits AS MATERIALIZED (
+    SELECT t.id AS tenant, p.limits || t.limits AS limits
+    FROM tenants t JOIN plans p ON p.name = t.plan WHERE t.status = 'active'
+), used (tenant, quota, used) AS (
+    SELECT tenant_id, 'max_executions_per_month', sum(used)
+    FROM quota_counters WHERE period = date_trunc('month', now() AT TIME ZONE 'UTC')::date GROUP BY 1
+    UNION ALL
+    SELECT tenant_id, 'max_workflows', count(*) FROM workflows WHERE deleted_at IS NULL GROUP BY 1
+    UNION ALL
+    SELECT tenant_id, 'max_credentials', count(*) FROM credentials GROUP BY 1
+    UNION ALL
+    SELECT tenant_id, 'max_members', count(*) FROM (
+        SELECT tenant_id FROM memberships
+        UNION ALL
+        SELECT tenant_id FROM invites WHERE accepted_at IS NULL AND revoked_at IS NULL AND expires_at > now()
+    ) seats GROUP BY 1
+    UNION ALL
+    SELECT lane.tenant, kind.quota, kind.used
+    FROM unnest(:tenants::text[], :waiting::bigint[], :running::bigint[]) AS lane (tenant, waiting, running),
+         LATERAL (VALUES ('max_queued_runs', waiting), ('max_concurrent_runs', running)) AS kind (quota, used)
+), ratios AS (
+    SELECT l.tenant, u.quota, CASE WHEN cap.most > 0 THEN u.used / cap.most WHEN u.used > 0 THEN 1 ELSE 0 END AS ratio
+    FROM limits l JOIN used u ON u.tenant = l.tenant,
+         LATERAL (SELECT (l.limits ->> u.quota)::float8) AS cap (most)
+    WHERE cap.most IS NOT NULL
+)
+SELECT m.tenant, r.quota, max(r.ratio)::float8 AS ratio
+FROM ratios r LEFT JOIN metric_tenants m ON m.tenant = r.tenant AND m.shown
+GROUP BY 1, 2;

@@ -20,7 +20,10 @@ PURE = {
     "invoice_page", "legacy_form", "passwords", "permissions", "ports", "redaction", "resume_links", "retry", "states",
     "step", "templates", "workflow",
 }  # fmt: skip
-IO = ["settings", "logs", "metrics", "tracing", "sql", "db", "schema", "models_usage", "models", "repository", "vault"]
+IO = [
+    "settings", "logs", "metrics", "tracing", "sql", "db", "schema", "models_usage", "models_metrics", "models",
+    "repository", "vault",
+]  # fmt: skip
 SERVICES: dict[str, set[str]] = {
     "execution": set(),
     "heartbeat": {"execution"},
@@ -55,6 +58,7 @@ SERVICES: dict[str, set[str]] = {
     "allowances": {"usage"},
     "workflows": {"allowances", "runs"},
     "audit": set(),
+    "tallies": set(),
     "breaker": set(),
     "replay": {"runs"},
     "live": set(),
