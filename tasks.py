@@ -31,7 +31,7 @@ from engine.audit import Sealer
 from engine.billing import Closer
 from engine.breaker import Breaker
 from engine.db import Database
-from engine.errors import ConfigurationError, Unavailable, WrittenByNewer
+from engine.errors import ConfigurationError, PutBack, Unavailable, WrittenByNewer
 from engine.executor import Executor
 from engine.expressions import Evaluator
 from engine.held import Held
@@ -219,7 +219,8 @@ def poll(self: Task, tenant_id: str, workflow_id: str) -> None:
 def _or_hand_back(task: Task, work: Callable[[], object]) -> None:
     """What cannot be done here now goes back to its lane, after a pause, instead of being used up.
 
-    That is so while Postgres or the evaluator does not answer, and for what only a newer worker can read.
+    That is so while Postgres does not answer, and for what only a newer worker can read. A run that was put back in
+    Postgres, as it is while the evaluator does not answer, gets a message of its own from the sweeper.
     """
     try:
         work()
@@ -227,6 +228,8 @@ def _or_hand_back(task: Task, work: Callable[[], object]) -> None:
         metrics.HANDED_BACK.inc(reason="newer" if isinstance(error, WrittenByNewer) else "unavailable")
         log.warning("task_handed_back", task=task.name, id=task.request.id, reason=error.detail)
         time.sleep(UNAVAILABLE_PAUSE)
+        if isinstance(error, PutBack):
+            return
         raise Reject(error.detail, requeue=True) from error
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 
 from engine.db import Row, TenantSession
-from engine.errors import Cancelled, FairlaneError, Unavailable
+from engine.errors import Cancelled, FairlaneError, PutBack, Unavailable
 from engine.execution import MAX_DEPTH, Hold, RunInHand, StepResult, json_bytes
 from engine.patience import patiently
 from engine.ports import Json
@@ -82,12 +82,18 @@ def save(
 
 
 def put_back(
-    run: RunInHand, tools: Tools, why: BaseException, done: Sequence[StepResult] = (), *, usage: Sequence[Row] = ()
-) -> bool:
-    """Queue a run that this worker lets go for no fault of the run; False when it is no longer its own.
+    run: RunInHand,
+    tools: Tools,
+    why: Cancelled | Unavailable,
+    done: Sequence[StepResult] = (),
+    *,
+    usage: Sequence[Row] = (),
+) -> NoReturn:
+    """Queue a run that this worker lets go for no fault of the run, if it is its own still; then raise `why`.
 
-    It is its own still when its organization is not active, or when a part of ours does not answer. What it has done is
-    kept and no crash is counted. The sweeper publishes it, that of a suspended organization once that is active again.
+    It is its own still when its organization is not active, or when a part of ours does not answer: then it is PutBack
+    that is raised. What it has done is kept and no crash is counted. The sweeper publishes it, that of a suspended
+    organization once that is active again.
     """
     reason = why.detail if isinstance(why, Unavailable) else "its organization is not active"
     run.journal.add("warning", f"The run was put back in line: {reason}")
@@ -105,10 +111,12 @@ def put_back(
             return all(runs.save_progress(session, run.run_id, **part) for part in parts)
 
     if isinstance(why, Cancelled):
-        return patiently(Hold(), store, size=partial(json_bytes, [run.unanswered, progress]))
+        patiently(Hold(), store, size=partial(json_bytes, [run.unanswered, progress]))
+        raise why
+    stored = False
     with contextlib.suppress(Unavailable):  # if it is Postgres, there is nothing to be done
-        return store()
-    return False
+        stored = store()
+    raise PutBack(why.detail) if stored else why
 
 
 def _before_end(session: TenantSession, run: RunInHand, tools: Tools, state: RunState, error: Json) -> None:

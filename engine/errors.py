@@ -14,6 +14,7 @@
     +-- QuotaExceeded           429  (402 where a plan must be changed first), with retry_after
     +-- Unavailable             503  a dependency is down; try again
     |   +-- StatementTimeout    503  Postgres ended a statement that took too long
+    |   +-- PutBack             503  a run is in line again with what it has done
     |   +-- WrittenByNewer      503  a newer Fairlane wrote it, and only one like that can read it
     +-- VaultError              500  a secret cannot be read or written
     +-- ExpressionFailed             an expression that compiled has no value for this run
@@ -144,6 +145,13 @@ class Unavailable(FairlaneError):
 
 class StatementTimeout(Unavailable):
     """That is heavy load; again and again, and with a large value to store, it is the statement and no outage."""
+
+
+class PutBack(Unavailable):
+    """A worker let a run go because a part of ours does not answer; Postgres has it in line, and the sweeper sees that.
+
+    Its message is used up: handed back, it would be a second one.
+    """
 
 
 class WrittenByNewer(Unavailable):

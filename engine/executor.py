@@ -75,7 +75,8 @@ class Executor:
         try:
             return self._go_on(run, progress, began)
         except Cancelled:
-            return _given_up(run)
+            _say_given_up(run)
+            return None
         except TooLarge as error:
             return self._end_unstorable(run, began, error)
 
@@ -91,7 +92,8 @@ class Executor:
         try:
             checkpoints.save(run, self._tools, RunState.FAILED, usage=usage, error=error, numbered=False)
         except Cancelled:
-            return _given_up(run)
+            _say_given_up(run)
+            return None
         return RunState.FAILED
 
     def _begin(self, session: TenantSession, run_id: str) -> tuple[RunInHand, Progress] | None:
@@ -120,7 +122,6 @@ class Executor:
             admitted = admit(run, self._tools)
         except (Cancelled, Unavailable) as why:
             checkpoints.put_back(run, self._tools, why)
-            raise
         if isinstance(admitted, RunState):
             return admitted
         return Walk(admitted, progress, self._tools, began=began).go()
@@ -142,7 +143,7 @@ class Executor:
         )
 
 
-def _given_up(run: RunInHand) -> None:
+def _say_given_up(run: RunInHand) -> None:
     log.info("run_given_up", tenant=run.tenant_id, run=run.run_id, attempt=run.attempt)
 
 

@@ -52,7 +52,6 @@ class Walk:
         except (Cancelled, Unavailable) as why:
             done = self._take() + crew.finished()
             checkpoints.put_back(self._run, self._tools, why, done, usage=[attempt_row(self._began)])
-            raise
 
     def _walk(self, crew: _Crew) -> RunState:
         while True:

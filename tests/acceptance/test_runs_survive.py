@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
+from engine.fairshare import Lanes
 from tests.installation import ROOT, Installation, installed, wait_for
+
+DEAF = (
+    "import sys, engine.cel_pool as pool; pool._environment = lambda: {'PYTHONHOME': '/nowhere'};"
+    " from celery.__main__ import main; sys.exit(main())"
+)
+"""The program `celery` with an evaluator that cannot start."""
 
 
 @pytest.fixture
@@ -132,6 +140,24 @@ def test_nothing_is_lost_when_redis_loses_its_data(installation: Installation) -
     installation.start_worker()
     assert {tenant.finished(run_id)["status"] for run_id in run_ids} == {"succeeded"}
     assert {tenant.run(run_id)["attempt"] for run_id in run_ids} == {1}
+
+
+def test_a_run_that_no_evaluator_can_judge_has_one_message_however_often_it_was_handed_back(
+    installation: Installation,
+) -> None:
+    installation.start_beat()
+    installation.start_worker("deaf", program=("-c", DEAF))
+    tenant = installation.tenant()
+    step = {"id": "one", "if": "trigger.body.amount > 100", "action": "debug.echo", "with": {}}
+    run_id = tenant.hook(tenant.workflow(step), {"amount": 150}).json()["run_id"]
+    wait_for(lambda: installation.log("deaf").count("task_handed_back") >= 2, "the run to be handed back twice")
+    installation.kill("deaf", signal.SIGTERM)
+    with redis.Redis.from_url(installation.redis.url) as client:
+        lanes = Lanes(client)
+        wait_for(lambda: lanes.total().backlog, "the sweeper to publish it")
+        assert (lanes.total().backlog, lanes.total().in_flight) == (1, 0)
+    installation.start_worker("worker")
+    assert tenant.finished(run_id)["status"] == "succeeded"
 
 
 def test_a_schedule_fires_once_with_two_beats(installation: Installation) -> None:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from bench.harness import Proxy
 from engine import checkpoints, db, leaving, patience
 from engine.audit import Actor
-from engine.errors import TooLarge, Unavailable, WrittenByNewer
+from engine.errors import PutBack, TooLarge, Unavailable, WrittenByNewer
 from engine.execution import Hold, StepResult
 from engine.executor import Executor
 from engine.expressions import Evaluator
@@ -165,7 +165,7 @@ def test_an_evaluator_that_goes_away_in_mid_run_counts_as_no_crash_and_repeats_n
         run_id = parts.start(parts.workflow(call("one"), call("two", if_="size([1, 2]) == 2")))
         parts.publisher.messages.clear()
         for _ in range(4):  # more often than a run may crash
-            with pytest.raises(Unavailable):
+            with pytest.raises(PutBack):
                 worker.run("acme", run_id)
             run = parts.run_row(run_id)
             assert (run["status"], run["crashes"]) == ("queued", 0)
@@ -247,7 +247,7 @@ class TestWhatPostgresCannotTake:
 
 
 class TestCheckpointThatNobodyAnswers:
-    """What a step did is stored with the run that is put back, and charged once, whether or not it was stored before."""
+    """What a step did is stored with the run that is put back, and charged once, also when it was stored before."""
 
     @pytest.fixture(autouse=True)
     def no_patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +263,7 @@ class TestCheckpointThatNobodyAnswers:
         )
         script.body = lambda context, _parameters: context.step_id
         run_id = parts.start(parts.workflow(call(), echo("two")))
-        with pytest.raises(Unavailable):
+        with pytest.raises(PutBack):
             parts.executor.run("acme", run_id)
         assert (parts.run_row(run_id)["status"], parts.steps_of(run_id)["one"]["output"]) == ("queued", "one")
         assert parts.another_worker().run("acme", run_id) == "succeeded"
@@ -294,7 +294,8 @@ class TestCheckpointThatNobodyAnswers:
             checkpoints.save(begun[0], tools, RunState.RUNNING, done)
         assert proxy.triggered.is_set() == stored
         proxy.heal()
-        assert checkpoints.put_back(begun[0], tools, Unavailable("Postgres does not answer."))
+        with pytest.raises(PutBack):
+            checkpoints.put_back(begun[0], tools, Unavailable("Postgres does not answer."))
         assert (parts.run_row(run_id)["status"], parts.steps_of(run_id)["one"]["output"]) == ("queued", "done")
         assert [row["quantity"] for row in parts.rows("SELECT quantity FROM usage WHERE kind = 'action_call'")] == [1]
         begins = [line for line in parts.lines_of(run_id) if line["message"].startswith("The run begins")]
