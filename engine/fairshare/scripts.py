@@ -24,7 +24,7 @@ from typing import Any
 
 from redis import ConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 Command = tuple[Any, ...]
 
@@ -208,7 +208,7 @@ class Wire:
             if told := self._take_told():
                 self._ask(connection, (), told=told)
             return not connection.can_read(timeout=0)
-        except (RedisConnectionError, OSError):
+        except (RedisError, OSError):  # redis-py's own TimeoutError is neither a ConnectionError nor an OSError
             return False
 
     def _ask(self, connection: Any, commands: Sequence[Command], *, told: Sequence[Command] = ()) -> list[Any]:

@@ -72,6 +72,23 @@ def test_a_connection_that_broke_behind_what_was_told_owes_nothing_any_more(redi
         pool.disconnect()
 
 
+def test_a_connection_on_which_what_was_told_is_never_answered_is_left_for_another(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Proxy(redis.ConnectionPool.from_url(redis_url).connection_kwargs["port"])) as proxy:
+        pool = redis.ConnectionPool.from_url(redis_url, socket_timeout=0.2)
+        pool.connection_kwargs["port"] = proxy.port
+        wire = Wire(pool, keep=True)
+        [kept] = wire.call(("CLIENT", "ID"))
+        monkeypatch.setattr(scripts, "STALE_AFTER", 0.0)
+        proxy.hold_after(b"told")
+        wire.tell(("ECHO", "told"))
+        [other] = wire.call(("CLIENT", "ID"))
+        assert other != kept
+        wire.close()
+        pool.disconnect()
+
+
 def test_a_connection_given_back_with_a_reply_to_come_answers_the_next_borrower_nothing_of_it(
     wire: Wire, client: redis.Redis
 ) -> None:
