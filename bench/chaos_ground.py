@@ -46,10 +46,14 @@ class Link:
 
 
 class Ground:
-    """Servers, links and processes; `lease` in seconds. What the faults do to it is told in `disturbed`."""
+    """Servers, links and processes; `lease` in seconds. What the faults do to it is told in `disturbed`.
 
-    def __init__(self, folder: Path, lease: float) -> None:
+    Without `proxies` nothing can be cut off, and nothing is slowed down. `settings` are variables for all processes.
+    """
+
+    def __init__(self, folder: Path, lease: float, *, proxies: bool = True, **settings: str) -> None:
         self.folder, self.lease = folder, lease
+        self._proxies, self._settings = proxies, settings
         self.postgres = PostgresServer(folder / "postgres", extra=("max_connections=300",))
         self.redis = RedisServer(folder / "redis", durable=True)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -66,7 +70,8 @@ class Ground:
             self.postgres.start()
             self.redis.start()
             migrations.upgrade(self.postgres.url)
-            self.links = {name: Link(self.postgres, self.redis) for name in ("api", *WORKERS)}
+            if self._proxies:
+                self.links = {name: Link(self.postgres, self.redis) for name in ("api", *WORKERS)}
             for name in ("api", "beat", *WORKERS):
                 self.start(name)
             self.await_ready()
@@ -98,6 +103,7 @@ class Ground:
             "FAIRLANE_MASTER_KEYS": "k:" + base64.b64encode(b"chaos" * 6 + b"12").decode(),
             "FAIRLANE_ALLOWED_NETWORKS": "127.0.0.0/8",
             "FAIRLANE_LEASE_SECONDS": str(self.lease),
+            **self._settings,
         }
 
     def start(self, name: str) -> None:
