@@ -24,7 +24,7 @@ from engine.db import Database, Row, SystemSession, TenantSession
 from engine.definition import load, parse
 from engine.errors import Forbidden, NotFound, Unauthenticated
 from engine.permissions import Scope
-from engine.repository import credentials, identity, plans
+from engine.repository import credentials, identity, operator, plans
 from engine.settings import Settings
 from engine.vault import MasterKeyRing, Vault
 from engine.workflows import Author, Workflows
@@ -73,6 +73,20 @@ class Demo:
                 f"  curl {api}/api/runs/RUN_ID/logs {key}",
             ]
         )
+
+
+def is_expected(settings: Settings, file: Path) -> bool:
+    """Whether the demo is made unasked: where there is no organization yet, or where it was made before.
+
+    An organization that came out of another system should find nobody beside it.
+    """
+    key = _read(file).api_key
+    with closing(Database(settings.database_url, pool_size=1)) as database, database.system() as session:
+        if not operator.tenants_listed(session, operator.TenantFilter(), after="", limit=1):
+            return True
+        account = identity.account(session, EMAIL)
+        own = [] if account is None else tenancy.organizations(session, account)
+        return any(row["name"] == ORGANIZATION or _fits(session, key, row["id"]) for row in own)
 
 
 def ensure(settings: Settings, file: Path, *, receiver: str) -> Demo:

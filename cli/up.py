@@ -41,7 +41,10 @@ PUBLIC_URL = "FAIRLANE_PUBLIC_URL"
 def up(
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port of the API.")] = 8000,
     data: Data = DEFAULT_DATA,
-    demo: Annotated[bool, typer.Option("--demo/--no-demo", help="Make an organization to try things with.")] = True,
+    demo: Annotated[
+        bool | None,
+        typer.Option("--demo/--no-demo", help="Make an organization to try things with; by default if there is none."),
+    ] = None,
     processes: Processes = None,
     concurrency: Concurrency = DEFAULT_CONCURRENCY,
 ) -> None:
@@ -58,8 +61,8 @@ def up(
             typer.echo(f"Data in {home.folder}. {_described(servers)}")
             settings = _prepared()
             stopped.look()
-            made = _demo(home, settings) if demo else None
-            children = [*_server_children(servers), *_children(home, port=port, demo=demo)]
+            made = _demo(home, settings, asked=demo)
+            children = [*_server_children(servers), *_children(home, port=port, demo=made is not None)]
             children += worker_programs(workers, concurrency=concurrency, marks=home.run)
             typer.echo(f"Starting the API, beat and {workers} worker{'' if workers == 1 else 's'} ...")
             announce = partial(_announce, f"http://{HOST}:{port}", made, began=began)
@@ -133,10 +136,15 @@ def _prepared() -> Settings:
     return settings
 
 
-def _demo(home: Home, settings: Settings) -> Demo:
-    """Make the demo, and let actions reach its receiver although it is on loopback."""
+def _demo(home: Home, settings: Settings, *, asked: bool | None) -> Demo | None:
+    """Make the demo if it is wanted, and let actions reach its receiver although it is on loopback."""
+    if asked is False:
+        return None
     from cli import demo  # here, because it needs what few commands need
 
+    if asked is None and not demo.is_expected(settings, home.demo_file):
+        typer.echo("No demo, because there are organizations already; --demo makes it.")
+        return None
     receiver = f"{HOST}:{home.port_of('receiver')}"
     os.environ[ALLOWED_NETWORKS] = ",".join([*settings.allowed_networks, receiver])
     return demo.ensure(settings, home.demo_file, receiver=f"http://{receiver}")

@@ -94,6 +94,27 @@ def test_when_the_file_is_lost_there_is_another_password_and_key_for_the_same_or
     assert len(tenants) == 1
 
 
+def test_it_is_made_unasked_where_there_is_no_organization_or_where_it_was_before(
+    settings: Settings, file: Path, parts: Parts
+) -> None:
+    parts.fill("DELETE FROM tenants")
+    assert demo.is_expected(settings, file)
+    with parts.database.system() as session:  # as an import brings them, also one with the demo's own email
+        for email in ("ada@example.com", demo.EMAIL):
+            tenancy.register(session, email=email, password_hash="x", organization=f"{email}'s Organization")
+    file.write_text('{"password": "of an earlier database", "api_key": "fl_unknown"}')
+    assert not demo.is_expected(settings, file)
+    parts.fill("UPDATE users SET tenant_id = NULL; DELETE FROM tenants; DELETE FROM users")
+    demo.ensure(settings, file, receiver=RECEIVER)
+    parts.fill("INSERT INTO tenants (id, name) VALUES ('acme', 'Acme')")
+    assert demo.is_expected(settings, file)
+    parts.fill("UPDATE tenants SET name = 'Mine' WHERE name = 'Demo'")
+    assert demo.is_expected(settings, file)
+    parts.fill("UPDATE tenants SET name = 'Demo' WHERE name = 'Mine'")
+    file.unlink()
+    assert demo.is_expected(settings, file)
+
+
 def test_a_torn_file_and_another_database_are_no_obstacle(settings: Settings, file: Path) -> None:
     file.write_text('{"password": "of an earlier database", "api_key": "fl_unknown", "orders": "wf_unknown"}')
     kept = demo.ensure(settings, file, receiver=RECEIVER)
