@@ -4,10 +4,14 @@ There is room again when a month begins, when a plan or a limit is changed, or w
 to be told of it, since `Held.run_once` looks. While nothing is held that is one look at an index, and so it is for an
 organization whose month is used up. What is released goes through the fair queue like all else. One that dies half-way
 has done nothing or everything of a batch; should the publishing fail, the sweeper publishes.
+
+What fails for one organization is logged and stops no other. Each time another one comes first.
 """
 
 from __future__ import annotations
 
+import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -36,21 +40,36 @@ class Held:
     def __init__(self, database: Database, runs: Runs) -> None:
         self._database = database
         self._runs = runs
+        self._first = ""
 
     def run_once(self, now: datetime | None = None) -> Result:
         """As of `now`, which is the database's own unless given."""
         with self._database.system() as session:
             tenants = stored.with_held(session, now)
-        return Result(sum(self._release(tenant_id, now) for tenant_id in tenants))
+        return Result(sum(self._release(tenant_id, now) for tenant_id in self._in_turn(tenants)))
+
+    def _in_turn(self, tenants: Sequence[str]) -> list[str]:
+        """Beginning behind the one that was first the last time."""
+        ordered = sorted(tenants)
+        begin = bisect.bisect_right(ordered, self._first)
+        turn = ordered[begin:] + ordered[:begin]
+        self._first = turn[0] if turn else ""
+        return turn
 
     def _release(self, tenant_id: str, now: datetime | None) -> int:
         released = 0
-        for _ in range(MAX_BATCHES):
-            with self._database.tenant(tenant_id) as session:
-                batch = self._runs.release_over_quota(session, now)
-            released += batch
-            if batch < RELEASED_AT_ONCE:
-                break
+        try:
+            with self._database.tenant(tenant_id) as alone:
+                if not stored.alone(alone):
+                    return 0
+                for _ in range(MAX_BATCHES):
+                    with self._database.tenant(tenant_id) as session:
+                        batch = self._runs.release_over_quota(session, now)
+                    released += batch
+                    if batch < RELEASED_AT_ONCE:
+                        break
+        except Exception:  # whatever it is: others wait behind this tenant
+            log.exception("held_runs_not_released", tenant=tenant_id)
         if released:
             log.info("held_runs_released", tenant=tenant_id, count=released)
         return released

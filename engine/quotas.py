@@ -94,7 +94,10 @@ def used(session: TenantSession, period: Period) -> int:
 
 
 class Reconciler:
-    """Compares each counter with the ledger, and mends it. Any number may run; a tenant's starts wait meanwhile."""
+    """Compares each counter with the ledger, and mends it. Any number may run; a tenant's starts wait meanwhile.
+
+    What fails for one organization is logged and stops no other.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -108,6 +111,13 @@ class Reconciler:
         return sum(self._reconcile(tenant_id, period) for tenant_id in tenants)
 
     def _reconcile(self, tenant_id: str, period: Period) -> bool:
+        try:
+            return self._compare(tenant_id, period)
+        except Exception:  # whatever it is: the counters of others may be wrong, too
+            log.exception("quota_counter_not_compared", tenant=tenant_id, period=str(period))
+            return False
+
+    def _compare(self, tenant_id: str, period: Period) -> bool:
         with self._database.tenant(tenant_id) as session:
             counted = stored.lock_counter(session, period.first)
             ledger = usage.executions(session, tenant_id, period)

@@ -26,8 +26,8 @@ from engine.states import RunState
 
 FLOODED = "poll_flood"
 """The `hold` of runs that one poll found too many of at once; they wait for `Runs.release_held`."""
-RELEASED_AT_ONCE = 500
-"""Runs over a quota that one transaction lets go at most."""
+RELEASED_AT_ONCE = 100
+"""Runs over a quota that one transaction lets go at most; the organization's starts may wait until it ends."""
 
 log = structlog.get_logger(__name__)
 
@@ -205,19 +205,17 @@ class Runs:
             session.after_commit(lambda: self.publish_or_leave(*messages))
 
     def release_held(self, session: TenantSession, workflow_id: str) -> int:
-        """Let go of the runs that a flood of one poll held back, oldest first; how many.
+        """Let the runs that a flood of one poll held back into the line of those over a quota; how many.
 
-        They count as executions now: those over a quota stay held for that, and start by themselves.
+        `engine.held` lets them go within seconds, oldest first, as many as the limits admit; then they count.
         """
-        count = stored_quotas.into_line(session, workflow_id, reason=FLOODED, quota=QUOTA)
-        while count and self.release_over_quota(session, self._now()) == RELEASED_AT_ONCE:
-            pass
-        return count
+        return stored_quotas.into_line(session, workflow_id, reason=FLOODED, quota=QUOTA)
 
     def release_over_quota(self, session: TenantSession, now: datetime | None) -> int:
-        """Queue the oldest runs that are held over a quota, as many as fit and at most RELEASED_AT_ONCE."""
-        if not stored_quotas.alone(session):
-            return 0
+        """Queue the oldest runs that are held over a quota, as many as fit and at most RELEASED_AT_ONCE.
+
+        In their order when the caller is the tenant's only one (`repository.quotas.alone`) until they are published.
+        """
         released = stored_quotas.release(session, now, limit=RELEASED_AT_ONCE)
         self._publish(session, released)
         return len(released)

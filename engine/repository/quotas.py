@@ -27,7 +27,7 @@ def with_held(session: SystemSession, moment: datetime | None) -> Sequence[str]:
 
 
 def alone(session: TenantSession) -> bool:
-    """Whether nobody else lets this tenant's runs go until the transaction ends: so they go in their order."""
+    """Whether nobody else lets this tenant's runs go until this transaction ends: so they go in their order."""
     key = sa.func.hashtextextended("held:" + session.tenant_id, 0)
     return bool(session.execute(sa.select(sa.func.pg_try_advisory_xact_lock(key))).scalar_one())
 

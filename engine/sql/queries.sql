@@ -359,17 +359,32 @@ WHERE NOT EXISTS (
 
 -- name: release_held
 -- Why one statement: what fits is counted, queued, entered in the ledger, and comes back with its message's lane.
+-- Why room is looked for before: where there is none this locks nothing, and else no more than may go. `quota_take` decides.
 WITH tenant AS MATERIALIZED (
     SELECT t.id, lane_config(p.limits || t.limits, greatest(p.limits_version, t.limits_version)) AS lane,
            ((p.limits || t.limits) ->> 'max_executions_per_month')::bigint AS monthly,
            ((p.limits || t.limits) ->> 'max_queued_runs')::bigint AS waiting
     FROM tenants t JOIN plans p ON p.name = t.plan
     WHERE t.id = :tenant_id AND t.status = 'active'
+), backlog AS (
+    SELECT 1 FROM runs r
+    WHERE r.tenant_id = :tenant_id AND r.finished_at IS NULL AND r.wait_reason IS NULL AND r.priority >= 0
+      AND r.status = 'queued'
+    LIMIT (SELECT waiting FROM tenant)
+), room AS MATERIALIZED (
+    SELECT greatest(0, least(
+        :limit::bigint,
+        CASE WHEN tenant.waiting IS NOT NULL THEN tenant.waiting - (SELECT count(*) FROM backlog) END,
+        tenant.monthly - (
+            SELECT CASE WHEN bool_and(c.monthly = tenant.monthly) THEN sum(c.used)::bigint END FROM quota_counters c
+            WHERE c.tenant_id = :tenant_id
+              AND c.period = date_trunc('month', coalesce(:at::timestamptz, now()) AT TIME ZONE 'UTC')::date))) AS n
+    FROM tenant
 ), line AS MATERIALIZED (
     SELECT id FROM runs WHERE tenant_id = :tenant_id AND wait_reason = 'quota' AND status = 'held'
-    ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
+    ORDER BY id LIMIT coalesce((SELECT n FROM room), 0) FOR UPDATE SKIP LOCKED
 ), fits AS MATERIALIZED (
-    SELECT tenant.lane, CASE WHEN tenant.monthly IS NULL AND tenant.waiting IS NULL OR wanted.n = 0 THEN wanted.n ELSE (
+    SELECT tenant.lane, CASE WHEN wanted.n = 0 THEN 0 ELSE (
         SELECT q.taken FROM quota_take(tenant.id, '', coalesce(:at::timestamptz, now()), tenant.monthly,
                                        tenant.waiting, wanted.n, true) q) END AS n
     FROM tenant, (SELECT count(*) AS n FROM line) wanted

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import RetryLater
+from engine.held import Held
 from engine.runs import FLOODED, Start
 from tests.poll_parts import TWIN, PollParts, poll_parts_for
 from triggers import Scheduler
@@ -137,7 +138,8 @@ def test_held_runs_start_in_their_order_once_they_are_released(parts: PollParts)
         held_otherwise = Start(workflow_id=workflow_id, trigger="api", input={}, hold="another reason")
         other_hold = parts.runs.start(session, held_otherwise).run["id"]
         assert parts.runs.release_held(session, workflow_id) == FLOOD + 1
-        assert parts.broker.runs == {}
+    assert parts.broker.runs == {}
+    assert Held(parts.database, parts.runs).run_once().released == FLOOD + 1
     with parts.database.tenant("a") as session:
         assert parts.runs.release_held(session, workflow_id) == 0
     released = [run for run in parts.runs_of(workflow_id) if run["id"] != other_hold]
