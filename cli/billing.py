@@ -12,7 +12,7 @@ import typer
 import exporters
 from cli.installation import opened, operator_here
 from cli.options import DEFAULT_DATA, AsJson, Data, TenantId, group
-from cli.output import show_items, show_json, show_record, warn
+from cli.output import plain, show_items, show_json, show_record, warn
 from cli.paging import pages
 from cli.progress import progress
 from engine import billing, invoice, invoice_page, metering, plans
@@ -78,7 +78,7 @@ def set_price(
     data: Data = DEFAULT_DATA,
     as_json: AsJson = False,
 ) -> None:
-    """Let a plan cost that from a month on; what is closed stays as it is."""
+    """Set what a plan costs from a month on; months that are closed stay as they are."""
     with _usage():
         code = invoice.parse_currency(currency)
         price = Price(code, invoice.parse_money(base, code), included, invoice.parse_money(per_thousand, code))
@@ -133,16 +133,18 @@ def close(
 @app.command("set-customer")
 def set_customer(
     tenant: TenantId,
-    customer: Annotated[str, typer.Argument(metavar="CUSTOMER", help="The provider's id, such as cus_....")],
+    customer: Annotated[
+        str, typer.Argument(metavar="CUSTOMER", help="The provider's id of it, such as cus_NffrFeUfNV2Hib.")
+    ],
     start: Annotated[
         str | None, typer.Option("--from", metavar="YYYY-MM", help="Report from this month on; this one without it.")
     ] = None,
     data: Data = DEFAULT_DATA,
     as_json: AsJson = False,
 ) -> None:
-    """Say who an organization is for the payment provider; from then on its executions are reported."""
+    """Name the customer that an organization is at the payment provider; its executions are reported from then on."""
     if not customer.isascii() or not customer.isprintable() or " " in customer:
-        raise typer.BadParameter("want an id such as cus_....", param_hint="CUSTOMER")
+        raise typer.BadParameter("want an id such as cus_NffrFeUfNV2Hib.", param_hint="CUSTOMER")
     with _usage():
         since = invoice.bounds(invoice.parse_period(start or _this_month()))[0]
     with opened(data) as here, here.database.system() as session:
@@ -236,4 +238,4 @@ def _usage() -> Iterator[None]:
     try:
         yield
     except InvalidInput as error:
-        raise typer.BadParameter(error.detail) from None
+        raise typer.BadParameter(plain(error)) from None

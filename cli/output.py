@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pydantic_core
 import typer
 
-from engine.errors import FairlaneError
+from engine.errors import FairlaneError, InvalidInput
 
 MEASURED = 200
 """Rows whose cells decide how wide the columns are."""
@@ -41,10 +41,17 @@ def _say(sentence: str, style: str) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(sentence, markup=False, style=style)
 
 
+def plain(error: FairlaneError) -> str:
+    """Its sentence, without the JSON pointers of single fields, which say nothing to whoever types options."""
+    if isinstance(error, InvalidInput) and error.detail == "; ".join(map(str, error.faults)):
+        return "; ".join(str(f) if f.pointer.count("/") > 1 else f.message for f in error.faults)
+    return error.detail
+
+
 def sentence_for(error: Exception) -> str | None:
     """What to tell a person of an expected failure; None for a bug, which deserves its traceback."""
     if isinstance(error, FairlaneError):
-        return error.detail
+        return plain(error)
     import psycopg
     import redis
     import sqlalchemy.exc

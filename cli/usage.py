@@ -10,7 +10,7 @@ import typer
 
 from cli.installation import opened
 from cli.options import DEFAULT_DATA, AsJson, Data, TenantId
-from cli.output import show_items, show_json, show_record
+from cli.output import plain, show_items, show_json, show_record
 from engine import plans, usage
 from engine.errors import InvalidInput
 
@@ -23,7 +23,7 @@ WORKFLOWS: dict[str, Any] = {
 def show(
     tenant: TenantId,
     period: Annotated[
-        str | None, typer.Option("--period", help="A month, UTC, such as 2026-11; else this one.")
+        str | None, typer.Option("--period", metavar="YYYY-MM", help="A month, UTC; this one without it.")
     ] = None,
     data: Data = DEFAULT_DATA,
     as_json: AsJson = False,
@@ -32,7 +32,7 @@ def show(
     try:
         month = usage.Period.of(datetime.now(UTC)) if period is None else usage.Period.parse(period)
     except InvalidInput as error:
-        raise typer.BadParameter(error.detail) from None
+        raise typer.BadParameter(plain(error), param_hint="--period") from None
     with opened(data) as here:
         with here.database.system() as session:
             plans.of_tenant(session, tenant)
@@ -47,7 +47,10 @@ def show(
 
 def over_quota(
     tenant: TenantId,
-    policy: Annotated[Literal["hold", "reject"], typer.Argument(help="What becomes of runs over the monthly limit.")],
+    policy: Annotated[
+        Literal["hold", "reject"],
+        typer.Argument(metavar="hold|reject", help="What becomes of runs over the monthly limit."),
+    ],
     data: Data = DEFAULT_DATA,
     as_json: AsJson = False,
 ) -> None:

@@ -301,4 +301,4 @@ def masked(value: Json, key: str = "") -> Json:
 
 def _sentences(error: ValidationError) -> Iterator[str]:
     for fault in error.errors(include_input=False, include_url=False):
-        yield f"with.{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+        yield f"with.{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"

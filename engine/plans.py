@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 MOST = 1_000_000_000
 MOST_IN_LANE = 1_000_000
 UNLIMITED: Final = ("unlimited", "none")
+LIKE: Final = 0.6
+"""How alike two names are of which one may be meant for the other."""
 DEFAULT: Final = "default"
 """Instead of a value: what the plan says."""
 POLICIES: Final = ("hold", "reject")
@@ -66,8 +68,8 @@ NAMES = tuple(Limits.model_fields)
 def parse_limit(name: str, text: str) -> float | int | None:
     """The value of a limit as a person writes it, such as ``100`` or ``unlimited``. Raises InvalidInput."""
     if name not in Limits.model_fields:
-        close = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        close = _closest(name)
+        hint = f" Did you mean {close}?" if close else ""
         raise _refusal(name, f"There is no limit {name!r}.{hint} The limits are {', '.join(NAMES)}.")
     value = None if text.lower() in UNLIMITED else text
     try:
@@ -76,6 +78,16 @@ def parse_limit(name: str, text: str) -> float | int | None:
         raise _refusal(name, f"{name} cannot be {text!r}: want {_wanted(name)}.") from None
     parsed: float | int | None = getattr(limits, name)
     return parsed
+
+
+def _closest(word: str) -> str | None:
+    """The limit that was meant; many a word is only the beginning of one, such as max_execs."""
+    likeness = {
+        name: max(difflib.SequenceMatcher(None, word, part).ratio() for part in (name, name[: len(word)]))
+        for name in NAMES
+    }
+    best = max(NAMES, key=lambda name: likeness[name])
+    return best if likeness[best] >= LIKE else None
 
 
 def _refusal(name: str, sentence: str) -> InvalidInput:

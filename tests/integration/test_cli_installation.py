@@ -70,6 +70,21 @@ def test_every_command_has_help_and_json_where_it_prints_data(words: str) -> Non
     assert ("--json" in options) == (words not in WITHOUT_DATA), words
 
 
+@pytest.mark.parametrize("words", COMMANDS)
+def test_every_argument_and_month_has_a_word_in_the_help_that_says_what_it_wants(words: str) -> None:
+    for parameter in COMMANDS[words].params:
+        if parameter.param_type_name == "argument":
+            assert parameter.metavar, f"{words} shows its argument as {{{parameter.name}}}"
+        if {"--period", "--from"} & set(parameter.opts) and words != "runs replay":
+            assert parameter.metavar == "YYYY-MM", f"{words} {parameter.opts[0]}"
+
+
+def test_what_is_wrong_is_said_for_whoever_types_options_without_a_json_pointer(tmp_path: Path) -> None:
+    result = CommandLine(tmp_path)("tenants", "usage", "acme", "--period", "2026-13")
+    assert result.code == 2
+    assert "Invalid value for --period: want a month such as 2026-11" in result.err
+
+
 def test_the_page_names_no_command_that_is_not_there() -> None:
     assert set(re.findall(r"^### `fairlane ([a-z -]+?)`", PAGE, re.MULTILINE)) == COMMANDS.keys()
 

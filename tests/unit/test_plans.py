@@ -58,6 +58,8 @@ def test_a_weight_is_never_unlimited() -> None:
 def test_an_unknown_limit_is_answered_with_the_one_that_was_meant() -> None:
     with pytest.raises(InvalidInput, match=r"Did you mean max_executions_per_month\? The limits are weight,"):
         parse_limit("max_execution_per_month", "1")
+    with pytest.raises(InvalidInput, match=r"Did you mean max_executions_per_month\?"):
+        parse_limit("max_execs", "1")
     with pytest.raises(InvalidInput, match=r"There is no limit 'colour'\. The limits are"):
         parse_limit("colour", "1")
 
