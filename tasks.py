@@ -36,11 +36,15 @@ from engine.executor import Executor
 from engine.expressions import Evaluator
 from engine.held import Held
 from engine.leaving import Eraser
+from engine.mail import Mailer
 from engine.metering import Metering
+from engine.notice_delivery import NoticeDelivery
+from engine.notices import Notices
 from engine.pipeline import Tools
 from engine.ports import Lane, PollMessage, RunMessage
 from engine.quotas import Reconciler
 from engine.resume_links import ResumeLinks
+from engine.retention import Retention
 from engine.runs import Runs
 from engine.settings import Settings, settings
 from engine.sweeper import Sweeper
@@ -90,6 +94,9 @@ class Services:
     held: Held
     roll_up: RollUp
     reconciler: Reconciler
+    retention: Retention
+    notices: Notices
+    notice_delivery: NoticeDelivery
 
 
 def services() -> Services:
@@ -107,6 +114,7 @@ def _services(_pid: int) -> Services:
     evaluator = Evaluator()
     lanes = fairshare.Lanes(configured.redis_url, queue="runs")
     publisher = CeleryPublisher(lanes)
+    mailer = Mailer(configured)
     runs = Runs(publisher)
     Flusher(database).start()
     links = ResumeLinks(configured.secret_key.get_secret_value(), configured.public_url)
@@ -133,6 +141,11 @@ def _services(_pid: int) -> Services:
         held=Held(database, runs),
         roll_up=RollUp(database, labels=configured.metrics_tenant_limit),
         reconciler=Reconciler(database),
+        retention=Retention(database),
+        notices=Notices(database, mails=mailer.configured),
+        notice_delivery=NoticeDelivery(
+            database, post=registry.client.post, mailer=mailer, key=configured.secret_key.get_secret_value()
+        ),
     )
 
 
@@ -289,6 +302,24 @@ def tick_reconcile() -> None:
     services().reconciler.run_once()
 
 
+@app.task(name="fairlane.tick.expire")
+def tick_expire() -> None:
+    """Delete runs that ended longer ago than they are kept."""
+    services().retention.run_once()
+
+
+@app.task(name="fairlane.tick.notice")
+def tick_notice() -> None:
+    """Note which organizations have nearly used up their month."""
+    services().notices.run_once()
+
+
+@app.task(name="fairlane.tick.deliver")
+def tick_deliver() -> None:
+    """Send the notices that are due."""
+    services().notice_delivery.run_once()
+
+
 app.conf.beat_schedule = {
     "schedules": {"task": "fairlane.tick.schedules", "schedule": 1.0},
     "sweep": {"task": "fairlane.tick.sweep", "schedule": 2.0},
@@ -298,6 +329,9 @@ app.conf.beat_schedule = {
     "meter": {"task": "fairlane.tick.meter", "schedule": 60.0},
     "release": {"task": "fairlane.tick.release", "schedule": 1.0},
     "roll_up": {"task": "fairlane.tick.roll_up", "schedule": 10.0},
+    "notice": {"task": "fairlane.tick.notice", "schedule": 5.0},
+    "deliver": {"task": "fairlane.tick.deliver", "schedule": 2.0},
+    "expire": {"task": "fairlane.tick.expire", "schedule": 600.0},
     "reconcile": {"task": "fairlane.tick.reconcile", "schedule": crontab(hour=3, minute=17)},
 }
 

@@ -25,7 +25,7 @@ from ssl import SSLContext
 import httpcore
 import httpx
 
-from actions.guard import AddressPolicy, Resolver, Target, parse_url, system_resolver
+from actions.guard import AddressPolicy, Resolver, Target, literal, parse_url, system_resolver
 from actions.network import Call, GuardedBackend
 from actions.replies import MAX_BODY_BYTES, failure, read_body
 from engine.errors import ActionError, Fatal, RetryLater
@@ -84,6 +84,10 @@ class GuardedClient:
             raise failure(reply, subject=self.describe(url))
         return reply
 
+    def post(self, url: str, headers: Mapping[str, str], body: bytes, *, timeout: float = 10.0) -> int:
+        """POST what is signed, so to nowhere else: no redirect is followed. The status, whatever it is."""
+        return self.send(Request("POST", url, headers, body, credential=True), seconds=timeout).status
+
     def send(self, request: Request, *, seconds: float, pulse: Callable[[], None] | None = None) -> HttpReply:
         """Make the request and read the whole answer, in at most `seconds` (and never more than five minutes).
 
@@ -106,6 +110,12 @@ class GuardedClient:
             request, headers = _redirected(request, headers, reply.status)
             url = following
         raise Fatal(f"{self.describe(str(url))} redirects more than {MAX_REDIRECTS} times.", code="too_many_redirects")
+
+    def check(self, url: str) -> None:
+        """Raise Fatal for what could never be called: its form, its port, or an address that it spells out."""
+        target = self._policy.target(parse_url(url))
+        if literal(target.host) is not None:
+            self._policy.addresses(target.host, target.port, resolver=self._resolver)
 
     def describe(self, url: str) -> str:
         """Scheme, host and port of a URL, for messages: paths and queries may be secrets."""

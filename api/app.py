@@ -30,6 +30,7 @@ from api.routes import (
     keys,
     live,
     members,
+    notices,
     quotas,
     resume,
     runs,
@@ -58,6 +59,7 @@ ROUTERS = (
     catalog,
     billing,
     usage,
+    notices,
     quotas,
     health,
 )

@@ -1,4 +1,4 @@
-"""``fairlane tenants usage`` and ``over-quota``: what an organization used, and what happens at its monthly limit."""
+"""``fairlane tenants usage``, ``over-quota``, ``set-notice-url``: what is used, and what happens at the limit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cli.installation import opened
+from actions import build
+from cli.installation import Installation, opened, operator_here
 from cli.options import DEFAULT_DATA, AsJson, Data, TenantId
 from cli.output import plain, show_items, show_json, show_record
-from engine import plans, usage
-from engine.errors import InvalidInput
+from engine import notices, plans, usage
+from engine.db import TenantSession
+from engine.errors import ActionError, InvalidInput
 
+NOWHERE = "none"
 WORKFLOWS: dict[str, Any] = {
     name.replace("_", " "): lambda row, name=name: row[name]
     for name in ("workflow_id", "executions", "action_calls", "worker_seconds", "held", "rejected")
@@ -63,6 +66,39 @@ def over_quota(
         typer.echo(f"Runs of {tenant} over its monthly limit are {'held' if policy == 'hold' else 'refused'}.")
 
 
+def set_notice_url(
+    tenant: TenantId,
+    url: Annotated[str, typer.Argument(metavar="URL", help=f"Where notices go: an http or https URL, or {NOWHERE}.")],
+    data: Data = DEFAULT_DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Say where an organization is told that its month is nearly used up."""
+    with opened(data) as here, here.database.system() as session:
+        plans.of_tenant(session, tenant)
+        with session.acting_for(tenant) as own:
+            row = _notice_url(here, own, url)
+    if as_json:
+        show_json({"tenant": tenant, **row})
+    elif row["url"] is None:
+        typer.echo(f"Notices of {tenant} go nowhere but into the audit, and by mail to the owners.")
+    else:
+        typer.echo(f"Notices of {tenant} go to {row['url']}.")
+        typer.echo(f"They are signed with {row['secret']}; it is not shown again.")
+
+
+def _notice_url(here: Installation, session: TenantSession, url: str) -> dict[str, Any]:
+    if url == NOWHERE:
+        notices.delete_target(session, operator_here())
+        return {"url": None}
+    try:
+        build(allowed_networks=here.settings.allowed_networks).client.check(url)
+    except ActionError as error:
+        raise typer.BadParameter(error.detail) from None
+    key = here.settings.secret_key.get_secret_value()
+    return notices.set_target(session, operator_here(), url, key=key)
+
+
 def add_to(app: typer.Typer) -> None:
     app.command("usage")(show)
     app.command("over-quota")(over_quota)
+    app.command("set-notice-url")(set_notice_url)

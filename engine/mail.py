@@ -28,6 +28,11 @@ class Mailer:
         self._url = None if settings.smtp_url is None else settings.smtp_url.get_secret_value()
         self._sender = settings.mail_from
 
+    @property
+    def configured(self) -> bool:
+        """Whether there is a server to send through."""
+        return self._url is not None
+
     def send(self, *, to: str, subject: str, text: str) -> bool:
         """Whether the server took it. Never raises."""
         if self._url is None:

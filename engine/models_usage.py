@@ -1,4 +1,4 @@
-"""The tables of what is used: the ledger, its roll-ups, and the counters that admit runs.
+"""The tables of what is used: the ledger, its roll-ups, the counters that admit runs, and notices near a limit.
 
 `usage` is append-only and the truth: `usage_hourly`, `usage_monthly` and `quota_counters` can be made again from it.
 """
@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 
-from engine.schema import APPEND_GRANTS, metadata, moment, of_tenant, one_of, tenant_id, tenant_info
+from engine.schema import APPEND_GRANTS, in_tenant, metadata, moment, of_tenant, one_of, tenant_id, tenant_info
 
 usage = Table(
     "usage",
@@ -101,4 +101,54 @@ quota_counters = Table(
     of_tenant("quota_counters"),
     postgresql_with={"fillfactor": 50},
     info=tenant_info(grants=("SELECT", "INSERT", "UPDATE")),
+)
+
+quota_notices = Table(
+    "quota_notices",
+    metadata,
+    tenant_id(primary_key=True),
+    Column("period", Date, primary_key=True, doc="the first day of a month, UTC"),
+    Column("percent", SmallInteger, primary_key=True, autoincrement=False),
+    Column("used", BigInteger, nullable=False, doc="executions, when it was made"),
+    Column("monthly", BigInteger, nullable=False, doc="the limit, when it was made"),
+    moment("at", now=True),
+    of_tenant("quota_notices"),
+    info=tenant_info(grants=APPEND_GRANTS),
+)
+
+notice_deliveries = Table(
+    "notice_deliveries",
+    metadata,
+    tenant_id(primary_key=True),
+    Column("period", Date, primary_key=True),
+    Column("percent", SmallInteger, primary_key=True, autoincrement=False),
+    Column("channel", Text, primary_key=True),
+    Column("target", Text, primary_key=True, doc="of a mail the user; a webhook goes where the organization says then"),
+    Column("state", Text, nullable=False, server_default="pending"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    moment("due_at", now=True),
+    moment("sent_at"),
+    Column("error", Text, doc="of the last attempt"),
+    in_tenant(
+        name="fk_notice_deliveries_notice",
+        target="quota_notices",
+        columns=("period", "percent"),
+        keys=("period", "percent"),
+    ),
+    CheckConstraint(one_of("channel", ("webhook", "mail")), name="channel"),
+    CheckConstraint(one_of("state", ("pending", "sent", "given_up")), name="state"),
+    CheckConstraint("(state = 'sent') = (sent_at IS NOT NULL)", name="sent"),
+    Index("ix_notice_deliveries_due_at", "due_at", postgresql_where=text("state = 'pending'")),
+    info=tenant_info(grants=APPEND_GRANTS),
+)
+
+notice_targets = Table(
+    "notice_targets",
+    metadata,
+    tenant_id(primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("salt", Text, nullable=False, doc="what the secret of the signatures is made from, besides our own"),
+    moment("updated_at", now=True),
+    of_tenant("notice_targets"),
+    info=tenant_info(),
 )

@@ -46,6 +46,7 @@ class Permission(StrEnum):
     KEYS_MANAGE = "keys:manage"
     AUDIT_READ = "audit:read"
     BILLING_READ = "billing:read"
+    NOTICES_MANAGE = "notices:manage"
     TENANT_WRITE = "tenant:write"
 
 
@@ -63,6 +64,7 @@ _ADMIN = _MEMBER | {
     Permission.KEYS_MANAGE,
     Permission.AUDIT_READ,
     Permission.BILLING_READ,
+    Permission.NOTICES_MANAGE,
 }
 
 ROLES: Mapping[Role, frozenset[Permission]] = {
@@ -95,6 +97,7 @@ MEANINGS: Mapping[Permission, str] = {
     Permission.KEYS_MANAGE: "make, see and revoke API keys that may no more than oneself",
     Permission.AUDIT_READ: "read the audit, and which run had which credential decrypted",
     Permission.BILLING_READ: "see the invoices",
+    Permission.NOTICES_MANAGE: "say where notices go when the month is nearly used up",
     Permission.TENANT_WRITE: "rename the organization",
 }
 """A few words for each; shown by the API, by ``fairlane tenants roles`` and in docs/organizations.md."""

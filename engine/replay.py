@@ -210,7 +210,7 @@ def edited(root: Mapping[str, Json], given: Json) -> dict[str, Json]:
 def _ended(session: TenantSession, run_id: str) -> Row:
     run = stored.original(session, run_id)
     if run is None:
-        raise NotFound(f"There is no run {run_id}.")
+        raise NotFound(f"There is no run {run_id}, or no more: runs are kept as long as the plan says.")
     if not RunState(run["status"]).is_terminal:
         raise Conflict(
             f"The run {run_id} is {run['status']}; it can be replayed when it has ended.", code="run_not_ended"

@@ -57,7 +57,8 @@ class Settings(BaseSettings):
         default="all", description="who has organizations: new sign-ups and who was let in, or all"
     )
     smtp_url: SecretStr | None = Field(
-        default=None, description="where invitations are mailed through: smtp://user:password@host:587, or smtps://"
+        default=None,
+        description="the mail server for invitations and notices: smtp://user:password@host:587, or smtps://",
     )
     mail_from: str = Field(default="Fairlane <fairlane@localhost>", description="the sender of mails")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(

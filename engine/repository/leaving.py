@@ -18,7 +18,7 @@ from engine.models import audit, data_keys, metadata, runs, tenants, users
 ARCHIVED = (
     "tenants", "memberships", "users", "invites", "api_keys", "credentials", "workflows", "workflow_versions",
     "triggers", "poll_items", "runs", "steps", "execution_logs", "usage", "decryptions", "logs",
-    "usage_hourly", "usage_monthly", "quota_counters",
+    "usage_hourly", "usage_monthly", "quota_counters", "quota_notices", "notice_deliveries", "notice_targets",
     "plan_terms", "invoices", "billing_accounts", "meter_exports",
 )  # fmt: skip
 """The tables of an archive; the audit is in it too, in its own form."""
@@ -28,6 +28,7 @@ SECRET = {
     "invites": {"token_hash"},
     "api_keys": {"secret_hash"},
     "credentials": {"ciphertext", "encrypted_key", "key_version"},
+    "notice_targets": {"salt"},
 }
 """Columns that are in no archive: of no use elsewhere, and dangerous."""
 

@@ -41,7 +41,7 @@ def key(run_id: str, batch: str) -> str:
 
 
 def original(session: TenantSession, run_id: str) -> Row | None:
-    """The run; `newest` is the current version of its workflow."""
+    """The run; `newest` is the current version of its workflow. It is not deleted before the transaction ends."""
     return session.row(
         sa.select(
             runs.c.id,
@@ -54,6 +54,7 @@ def original(session: TenantSession, run_id: str) -> Row | None:
         )
         .join(workflows, (workflows.c.tenant_id == runs.c.tenant_id) & (workflows.c.id == runs.c.workflow_id))
         .where(runs.c.tenant_id == session.tenant_id, runs.c.id == run_id)
+        .with_for_update(read=True, key_share=True, of=runs)
     )
 
 

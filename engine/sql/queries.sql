@@ -488,6 +488,46 @@ FROM (
 GROUP BY 1, 2, 3
 ORDER BY 1, 2, 3;
 
+-- name: tenants_with_expired_runs
+-- Why one look for each tenant: each has its own days, and only the run that ended first matters.
+-- Why legacy runs stay: whoever came over from the older system was promised every log line.
+SELECT t.id
+FROM tenants t JOIN plans p ON p.name = t.plan
+CROSS JOIN LATERAL (SELECT least(((p.limits || t.limits) ->> 'log_retention_days')::bigint, 36500)::int AS days) kept
+CROSS JOIN LATERAL (
+    SELECT 1 FROM runs r
+    WHERE r.tenant_id = t.id AND r.trigger <> 'legacy'
+      AND r.finished_at < coalesce(:at::timestamptz, now()) - make_interval(days => kept.days)
+      AND (r.parent_run_id IS NULL OR coalesce((
+          SELECT above.finished_at IS NOT NULL FROM runs above
+          WHERE above.tenant_id = r.tenant_id AND above.id = r.parent_run_id), true))
+    ORDER BY r.finished_at LIMIT 1) oldest
+WHERE t.status <> 'deleted' AND kept.days IS NOT NULL
+ORDER BY t.id;
+
+-- name: delete_expired_runs
+-- Why the limit is read here again: it may have been raised since the tenant was found.
+-- Why a child stays while its parent is under way: the parent reads what came of it. Why locked rows are passed over:
+-- another does the same, or somebody replays the run right now and copies its steps.
+WITH expired AS (
+    SELECT r.tenant_id, r.id
+    FROM runs r
+    WHERE r.tenant_id = :tenant_id AND r.trigger <> 'legacy'
+      AND r.finished_at < (
+          SELECT coalesce(:at::timestamptz, now()) - make_interval(
+              days => least(((p.limits || t.limits) ->> 'log_retention_days')::bigint, 36500)::int)
+          FROM tenants t JOIN plans p ON p.name = t.plan
+          WHERE t.id = :tenant_id AND t.status <> 'deleted')
+      AND (r.parent_run_id IS NULL OR coalesce((
+          SELECT above.finished_at IS NOT NULL FROM runs above
+          WHERE above.tenant_id = r.tenant_id AND above.id = r.parent_run_id), true))
+    ORDER BY r.finished_at LIMIT :limit
+    FOR UPDATE OF r SKIP LOCKED
+), gone AS (
+    DELETE FROM runs USING expired WHERE runs.tenant_id = expired.tenant_id AND runs.id = expired.id RETURNING 1
+)
+SELECT count(*) AS count FROM gone;
+
 -- name: rank_tenants
 -- Why logarithms: what a tenant used fades with time, and nobody has to touch the rows of those that rest. The score is
 -- ln(sum of seconds * exp(when / :fades)), a run that was admitted or held being worth a second besides.
@@ -600,3 +640,17 @@ WITH limits AS MATERIALIZED (
 SELECT m.tenant, r.quota, max(r.ratio)::float8 AS ratio
 FROM ratios r LEFT JOIN metric_tenants m ON m.tenant = r.tenant AND m.shown
 GROUP BY 1, 2;
+
+-- name: passed_marks
+-- Why from the counters: they are few, and whoever has no limit has none. Seen as a tenant it is about that one alone.
+SELECT counted.tenant_id, counted.used, kept.monthly
+FROM (
+    SELECT c.tenant_id, sum(c.used)::bigint AS used
+    FROM quota_counters c WHERE c.period = :period GROUP BY c.tenant_id HAVING sum(c.used) > 0) counted
+JOIN tenants t ON t.id = counted.tenant_id AND t.status = 'active'
+JOIN plans p ON p.name = t.plan
+CROSS JOIN LATERAL (SELECT ((p.limits || t.limits) ->> 'max_executions_per_month')::bigint AS monthly) kept
+WHERE counted.used * 100 >= kept.monthly * :first
+  AND (SELECT count(*) FROM quota_notices n WHERE n.tenant_id = counted.tenant_id AND n.period = :period)
+      < 1 + (counted.used * 100 >= kept.monthly * :last)::int
+ORDER BY counted.tenant_id;

@@ -25,6 +25,8 @@ WRITES: dict[tuple[str, str], str] = {
     ("POST", "/api/invites/accept"): "member.joined",
     ("POST", "/api/keys"): "key.created",
     ("DELETE", "/api/keys/{key_id}"): "key.revoked",
+    ("PUT", "/api/quotas/notices/url"): "quota.notice_url_set",
+    ("DELETE", "/api/quotas/notices/url"): "quota.notice_url_removed",
     ("POST", "/api/credentials"): "credential.created",
     ("PUT", "/api/credentials/{credential_id}"): "credential.replaced",
     ("DELETE", "/api/credentials/{credential_id}"): "credential.deleted",
@@ -82,6 +84,8 @@ def everything_once(owner: Person, guest: Person) -> None:
     made(http.post(f"/api/workflows/{workflow_id}/release"))
     made(http.patch(f"/api/workflows/{workflow_id}", json={"is_active": False}))
     made(http.delete(f"/api/workflows/{workflow_id}"))
+    made(http.put("/api/quotas/notices/url", json={"url": "https://example.com/hook"}))
+    made(http.delete("/api/quotas/notices/url"))
     key = made(http.post("/api/keys", json={"name": "k", "scopes": ["runs:read"]}))["key"]
     made(http.delete(f"/api/keys/{key['id']}"))
     first = made(http.post(f"{inside}/invite", json={"email": "x@example.com", "role": "member"}))["invite"]["id"]

@@ -13,8 +13,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
+from engine.notices import Notices
 from tests.api_server import ECHO, Api, Person, places, running_api, services_for, settings_for
 
+NOTICE_URL = "/api/quotas/notices/url"
 MANUAL = {"name": "W", "definition": {"trigger": {"type": "manual"}, "steps": [ECHO]}}
 Creator = Callable[[Person, int], httpx.Response]
 
@@ -136,3 +138,54 @@ def test_every_role_reads_the_quotas_and_the_month_has_its_end(api: Api) -> None
     assert datetime.fromisoformat(month["resets_at"]).day == 1
     assert (items["max_queued_runs"]["used"], items["max_concurrent_runs"]["used"]) == (1, 0)
     assert (items["max_members"]["used"], items["max_workflows"]["used"]) == (2, 1)
+
+
+def test_an_admin_says_where_notices_go_and_sees_what_became_of_them(api: Api) -> None:
+    owner = limited(api, api.person(), max_executions_per_month=2)
+    admin, member = (api.member(owner.tenant_id, role) for role in ("admin", "member"))
+    assert admin.get(NOTICE_URL).json() == {"url": None, "updated_at": None}
+    assert admin.delete(NOTICE_URL).json()["code"] == "not_found"
+    hook = "https://ops.example.com/secret-path"
+    answers = [admin.put(NOTICE_URL, json={"url": hook}).json() for _ in range(2)]
+    assert {answer["url"] for answer in answers} == {hook}
+    assert len({answer["secret"] for answer in answers}) == 2
+    assert admin.get(NOTICE_URL).json().keys() == {"url", "updated_at"}
+    assert member.put(NOTICE_URL, json={"url": hook}).status_code == member.get(NOTICE_URL).status_code == 403
+
+    workflow_id = owner.workflow()
+    for _ in range(2):
+        owner.run(workflow_id)
+    assert Notices(api.services.database, mails=False).run_once().notices == 2
+    first = member.get("/api/quotas/notices", params={"limit": 1}).json()
+    second = member.get("/api/quotas/notices", params={"limit": 1, "cursor": first["next_cursor"]}).json()
+    assert second["next_cursor"] is None
+    (reached,), (near,) = first["items"], second["items"]
+    assert [(notice["percent"], notice["used"], notice["limit"]) for notice in (near, reached)] == [
+        (80, 2, 2),
+        (100, 2, 2),
+    ]
+    (delivery,) = near["deliveries"]
+    assert (delivery["channel"], delivery["state"], delivery["attempts"]) == ("webhook", "pending", 0)
+    audited = owner.http.get("/api/audit").text
+    assert "https://ops.example.com" in audited
+    assert "secret-path" not in audited
+    assert admin.delete(NOTICE_URL).status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("ftp://example.com/x", "only http:// and https:// are supported"),
+        ("https://user:password@example.com/", "it holds a user name or password"),
+        ("http://169.254.169.254/latest", "link-local address"),
+        ("http://[::1]:8025/", "loopback address"),
+        ("https://example.com:22/", "port 22 is not"),
+        ("no url", ""),
+    ],
+)
+def test_a_url_for_notices_that_could_never_be_called_is_refused(api: Api, url: str, fault: str) -> None:
+    answer = api.person().http.put(NOTICE_URL, json={"url": url})
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == "/url"
+    assert fault in error["detail"]

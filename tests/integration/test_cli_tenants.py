@@ -200,3 +200,24 @@ def test_a_change_is_stored_while_redis_is_down_and_says_how_lanes_learn_of_it(
     lane = Lanes(redis_url).inspect("acme")
     assert lane is not None
     assert lane.weight == 9
+
+
+def test_the_operator_says_where_an_organization_is_told_of_its_quota(
+    fairlane: CommandLine, database: Database
+) -> None:
+    hook = "https://ops.example.com/fairlane"
+    told = fairlane.fine("tenants", "set-notice-url", "acme", hook).out.splitlines()
+    assert told[0] == f"Notices of acme go to {hook}."
+    assert told[1].startswith("They are signed with whsec_")
+    answer = fairlane.fine("tenants", "set-notice-url", "acme", hook, "--json").json
+    assert answer["url"] == hook
+    assert answer["secret"] not in told[1]
+    refused = fairlane("tenants", "set-notice-url", "acme", "http://127.0.0.1/x")
+    assert refused.code == 2
+    assert "it is a loopback address" in " ".join(refused.err.replace("│", " ").split())
+    assert fairlane("tenants", "set-notice-url", "nobody", hook).code == 1
+    fairlane.fine("tenants", "set-notice-url", "acme", "none")
+    assert fairlane("tenants", "set-notice-url", "acme", "none").err == "There is no URL for notices.\n"
+    with database.tenant("acme") as session:
+        actions = session.execute(sa.text("SELECT action FROM audit ORDER BY id")).scalars().all()
+    assert actions == ["quota.notice_url_set"] * 2 + ["quota.notice_url_removed"]

@@ -39,6 +39,10 @@ INSERT INTO usage_hourly (tenant_id, hour, kind, workflow_id, quantity, seconds,
 INSERT INTO usage_monthly (tenant_id, period, kind, workflow_id, quantity, seconds, bytes_in, bytes_out)
     VALUES ('{t}', '2026-01-01', 'execution', 'wf_{t}', 1, 0, 0, 0);
 INSERT INTO quota_counters (tenant_id, period, slot, used, room) VALUES ('{t}', '2026-01-01', 0, 1, 0);
+INSERT INTO quota_notices (tenant_id, period, percent, used, monthly) VALUES ('{t}', '2026-01-01', 80, 8, 10);
+INSERT INTO notice_deliveries (tenant_id, period, percent, channel, target)
+    VALUES ('{t}', '2026-01-01', 80, 'webhook', '');
+INSERT INTO notice_targets (tenant_id, url, salt) VALUES ('{t}', 'https://{t}.example.com', 'x');
 INSERT INTO invites (id, tenant_id, email, role, token_hash, expires_at)
     VALUES ('inv_{t}', '{t}', 'x@example.com', 'member', '{t}'::bytea, now());
 INSERT INTO api_keys (id, tenant_id, name, prefix, secret_hash, scopes)
