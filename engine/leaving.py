@@ -3,8 +3,8 @@
 From the moment it is deleted nobody gets in, nothing starts and its lane rests; nothing is lost yet. When the grace
 period is over the `Eraser` first shreds the data keys, so that its secrets are unreadable whatever happens next, then
 deletes runs in pieces, and at last the organization itself with all that is left: credentials, workflows, members,
-usage, audit. Accounts of people stay: they are people's, not the organization's. The log says that it was erased, and
-where its audit ended.
+usage, audit, and what an adoption of the multi-user system kept of it for the way back. Accounts of people stay: they
+are people's, not the organization's. The log says that it was erased, and where its audit ended.
 
 A backup that was made before still holds the ciphertexts. It cannot be read when it was made without the table
 ``data_keys``, or when the master key that wrapped them is gone; docs/organizations.md says how.
@@ -87,6 +87,8 @@ class Eraser:
             deleted = self._delete_some_runs(tenant_id)
             erased += deleted
         with self._database.system() as session:
+            if not stored.erase_legacy(session, tenant_id):
+                log.warning("legacy_rows_kept", tenant=tenant_id, remedy="fairlane migrate --forget-legacy")
             head = stored.delete_tenant(session, tenant_id)
         if head is not None:
             ended = f"{head['id']}:{bytes(head['hash']).hex()}"

@@ -85,6 +85,21 @@ def delete_runs(session: TenantSession, *, limit: int) -> int:
     return session.execute(sa.delete(runs).where(runs.c.id.in_(some))).rowcount
 
 
+def erase_legacy(session: SystemSession, tenant_id: str) -> bool:
+    """Delete what is kept of it for the way back to the multi-user system. False when there is something we may not."""
+    there = session.row(
+        sa.text(
+            "SELECT n.oid, p.oid AS eraser FROM pg_namespace n LEFT JOIN pg_proc p"
+            " ON p.pronamespace = n.oid AND p.proname = 'erase' WHERE n.nspname = 'fairlane_legacy'"
+        )
+    )
+    if there is None or there["eraser"] is None:
+        return there is None
+    session.execute(sa.text("SET LOCAL statement_timeout = 0"))
+    session.execute(sa.text("SELECT fairlane_legacy.erase(:tenant)").bindparams(tenant=tenant_id))
+    return True
+
+
 def delete_tenant(session: SystemSession, tenant_id: str) -> Row | None:
     """Delete it with all that is left; the end of its audit, for the log. None when somebody else did."""
     session.execute(sa.text("SET LOCAL statement_timeout = 0"))

@@ -95,6 +95,7 @@ def adopt(database_url: str, parts: Parts, progress: Progress) -> Conversion:
             text(f"INSERT INTO {staging.SCHEMA}.adoption (report) VALUES (CAST(:report AS jsonb))"),
             {"report": dump_json(conversion)},
         )
+        staging.let_erase(connection)
         return conversion
 
     return patiently(database_url, work, progress)
@@ -120,6 +121,7 @@ def take_back(database_url: str, *, discard_new: bool, progress: Progress) -> No
         connection.execute(text(f"TRUNCATE {', '.join(f'public.{table}' for table in metadata.tables)} CASCADE"))
         migrations.downgrade(connection, "base")
         connection.execute(text("DROP TABLE public.alembic_version"))
+        staging.give_back(connection)
         for table in TABLES:
             connection.execute(text(f"ALTER TABLE {staging.SCHEMA}.{table} SET SCHEMA public"))
         connection.execute(text(f"DROP SCHEMA {staging.SCHEMA} CASCADE"))
@@ -136,7 +138,7 @@ _LOSSES = (
     ),
     (
         f"SELECT count(*) FROM users n WHERE NOT EXISTS ({_OLD_USER} WHERE n.id = u.id::text)",
-        "{} accounts made since the adoption would be lost",
+        "{} accounts that the multi-user system does not have would be lost",
         True,
     ),
     ("SELECT count(*) FROM runs WHERE trigger <> 'legacy'", "{} runs since the adoption would be lost", True),

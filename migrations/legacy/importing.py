@@ -105,6 +105,7 @@ def _carried(
     conversion = road.travel(connection, parts, progress)
     after = _digests(connection)
     staging.drop_sources(connection)
+    staging.let_erase(connection)
     if sqlite_file.fingerprint(path) != sha256:
         raise Conflict(f"{path.name} was written while it was read; stop the old system first. Nothing was changed.")
     return Imported(

@@ -1,12 +1,15 @@
 """The schema ``fairlane_legacy``: where the old rows wait for the road, and where those that it set aside stay.
 
 An adoption moves the four old tables here untouched; that copy is the way back. An import makes them here, every
-column text and without a constraint, so that whatever a file holds fits in.
+column text and without a constraint, so that whatever a file holds fits in. When an organization is erased, ``erase``
+takes its rows out of what stays here.
 """
 
 from __future__ import annotations
 
 from sqlalchemy import Connection, text
+
+from engine.db import SYSTEM_ROLE
 
 SCHEMA = "fairlane_legacy"
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -57,3 +60,64 @@ def create(connection: Connection) -> None:
 def drop_sources(connection: Connection) -> None:
     """Forget the four tables, for which an import has the file; the rejects stay."""
     connection.execute(text("DROP TABLE " + ", ".join(f"{SCHEMA}.{table}" for table in reversed(COLUMNS))))
+
+
+def let_erase(connection: Connection) -> None:
+    """Make ``erase``, which the engine calls while the organization's own rows are still there."""
+    connection.exec_driver_sql(_ERASE)
+    connection.execute(
+        text(
+            f"GRANT USAGE ON SCHEMA {SCHEMA} TO {SYSTEM_ROLE};"
+            f"GRANT SELECT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {SCHEMA} TO {SYSTEM_ROLE}"
+        )
+    )
+
+
+def give_back(connection: Connection) -> None:
+    """Take the rights to the old tables away again, before they go back to where they were."""
+    connection.execute(text(f"REVOKE ALL ON ALL TABLES IN SCHEMA {SCHEMA} FROM {SYSTEM_ROLE}"))
+
+
+_ERASE = f"""
+CREATE FUNCTION {SCHEMA}.erase(tenant text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    person CONSTANT text := CASE WHEN left(tenant, 7) = 'tenant_' THEN substr(tenant, 8) END;
+    adopted CONSTANT boolean := to_regclass('{SCHEMA}.adoption') IS NOT NULL;
+    own_workflows text[] := ARRAY(SELECT id FROM public.workflows WHERE tenant_id = tenant);
+    own_credentials text[] := ARRAY(SELECT id FROM public.credentials WHERE tenant_id = tenant);
+    own_rejects bigint[];
+    own_ids text[];
+BEGIN
+    IF adopted THEN  -- what was deleted since is still in the old tables
+        own_workflows := own_workflows
+            || ARRAY(SELECT id::text FROM {SCHEMA}.workflows WHERE user_id::text = person);
+        own_credentials := own_credentials
+            || ARRAY(SELECT id::text FROM {SCHEMA}.credentials WHERE user_id::text = person);
+    END IF;
+    own_rejects := ARRAY(SELECT number FROM {SCHEMA}.rejects WHERE CASE table_name WHEN 'users' THEN id = person
+        WHEN 'logs' THEN "row"->>'workflow_id' = ANY (own_workflows) ELSE "row"->>'user_id' = person END);
+    own_ids := array_remove(ARRAY(SELECT id FROM {SCHEMA}.rejects WHERE number = ANY (own_rejects))
+        || own_workflows || own_credentials || person, NULL);
+    DELETE FROM {SCHEMA}.rejects WHERE number = ANY (own_rejects);
+    IF adopted THEN
+        UPDATE {SCHEMA}.adoption SET report = jsonb_set(report, '{{findings}}', coalesce((
+            SELECT jsonb_agg(finding) FROM jsonb_array_elements(report->'findings') finding
+            WHERE NOT (finding->>'id' = ANY (own_ids)) AND NOT EXISTS (SELECT 1 FROM {SCHEMA}.logs l
+                WHERE l.id::text = finding->>'id' AND l.workflow_id::text = ANY (own_workflows))), '[]'));
+        DELETE FROM {SCHEMA}.logs WHERE workflow_id::text = ANY (own_workflows);
+        DELETE FROM {SCHEMA}.workflows WHERE id::text = ANY (own_workflows);
+        DELETE FROM {SCHEMA}.credentials WHERE id::text = ANY (own_credentials);
+        DELETE FROM {SCHEMA}.users WHERE id::text = person;
+    ELSE
+        DELETE FROM {SCHEMA}.originals o WHERE id = ANY (own_ids)
+            OR EXISTS (SELECT 1 FROM public.logs WHERE id = o.id AND tenant_id = tenant AND o.table_name = 'logs')
+            OR table_name IN ('workflows', 'credentials', 'logs') AND NOT (  -- deleted since: nobody's any more
+                EXISTS (SELECT 1 FROM public.workflows WHERE id = o.id)
+                OR EXISTS (SELECT 1 FROM public.credentials WHERE id = o.id)
+                OR EXISTS (SELECT 1 FROM public.logs WHERE id = o.id)
+                OR EXISTS (SELECT 1 FROM {SCHEMA}.rejects WHERE id = o.id)
+                OR left(o.id, 5) = '(row ');
+    END IF;
+END
+$$
+"""

@@ -15,14 +15,17 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
+from structlog.testing import capture_logs
 
 import actions
 import migrations
 from embedded.postgres import PostgresServer
-from engine import billing
+from engine import billing, leaving
+from engine.audit import Actor
 from engine.billing import Closer
 from engine.db import Database
 from engine.errors import BadRequest, Conflict, Unavailable
+from engine.leaving import Eraser
 from engine.vault import MasterKeyRing, Vault
 from migrations.legacy import adopt, checking, road, staging
 from migrations.legacy.conversion import next_fire
@@ -286,11 +289,60 @@ def test_the_way_back_refuses_to_lose_what_was_made_since(empty_database_url: st
     assert dump(empty_database_url) == before
 
 
+def _erase(url: str, tenant_id: str) -> None:
+    with closing(Database(url, pool_size=1)) as database:
+        with database.system() as session:
+            leaving.delete(session, Actor("operator:test"), tenant_id, grace=timedelta(0))
+        assert Eraser(database).run_once().tenants == 1
+
+
+def test_erasing_an_organization_reaches_the_old_tables_and_the_others_can_go_back(
+    postgres_server: PostgresServer,
+) -> None:
+    others, legacy = clean(), clean()
+    leaver = legacy.user("leaver@example.com", created_at="no time at all")
+    workflow = legacy.workflow(leaver, "webhook", "slack_message", {"slack_message": "x"})
+    deleted = legacy.workflow(leaver, "webhook", "slack_message", {"slack_message": "x"})
+    legacy.credential(leaver, "slack", "", encrypted_key="!!")
+    for each in (workflow, workflow, deleted):
+        legacy.log(each, executed_at="when it rained")
+    legacy.rows["workflows"].append(dict(legacy.rows["workflows"][-1]))  # one that is set aside
+    orphan = legacy.log("gone")
+    for table, rows in others.rows.items():
+        rows[:] = legacy.rows[table][: len(rows)]
+    with fresh_database(postgres_server) as url, fresh_database(postgres_server) as expected:
+        loose = EARLY.replace(" PRIMARY KEY", "")
+        legacy.write(url, loose)
+        others.log("gone", id=orphan)
+        others.write(expected, loose)
+        assert {finding.id for finding in _adopt(url).findings} > {workflow, deleted, leaver, orphan} - {workflow}
+        _do(url, f"DELETE FROM public.workflows WHERE id = '{deleted}'")
+        _erase(url, f"tenant_{leaver}")
+        [(report,)] = _rows(url, "SELECT report->'findings' FROM fairlane_legacy.adoption")
+        assert [finding["id"] for finding in report] == [orphan]
+        assert _rows(url, "SELECT id FROM fairlane_legacy.rejects") == [(orphan,)]
+        with pytest.raises(Conflict, match="1 accounts that the multi-user system does not have"):
+            _take_back(url)
+        _take_back(url, discard_new=True)
+        assert dump(url) == dump(expected)
+
+
+def test_an_eraser_that_may_not_reach_the_old_tables_says_what_does(empty_database_url: str) -> None:
+    legacy = clean()
+    legacy.write(empty_database_url)
+    _adopt(empty_database_url)
+    _do(empty_database_url, "DROP FUNCTION fairlane_legacy.erase(text)")  # as adoptions before it left it
+    with capture_logs() as said:
+        _erase(empty_database_url, f"tenant_{legacy.rows['users'][0]['id']}")
+    [warning] = [entry for entry in said if entry["event"] == "legacy_rows_kept"]
+    assert warning["remedy"] == "fairlane migrate --forget-legacy"
+
+
 @pytest.mark.parametrize(
     ("made", "sentence"),
     [
         ("INSERT INTO tenants (id, name) VALUES ('acme', 'Acme')", "1 organizations were made since"),
-        ("INSERT INTO users (id, email, password_hash) VALUES ('new', 'n@b', 'x')", "1 accounts made since"),
+        ("INSERT INTO users (id, email, password_hash) VALUES ('new', 'n@b', 'x')", "1 accounts that the multi-user"),
     ],
 )
 def test_an_old_row_without_an_id_hides_nothing_that_was_made_since(

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from hypothesis import strategies as st
 
 import actions
 from embedded.postgres import PostgresServer
+from engine import leaving
+from engine.audit import Actor
+from engine.db import Database
+from engine.leaving import Eraser
 from engine.vault import MasterKeyRing, Vault
 from migrations.legacy import sqlite_file
 from migrations.legacy.findings import TABLES, Kind
@@ -265,6 +270,33 @@ def test_every_row_that_is_not_as_it_was_is_told_by_its_id_and_no_secret_is(impo
     secrets = [str(row["encrypted_key"]) for row in dirty.legacy.rows["credentials"]]
     secrets += [str(row["password_hash"]) for row in dirty.legacy.rows["users"] if row["password_hash"]]
     assert not [secret for secret in [*secrets, OLD_KEY, "/first"] if len(secret) > 1 and secret in text]
+
+
+def test_erasing_an_imported_organization_takes_its_originals_and_what_was_set_aside_of_it(
+    command: CommandLine, empty_database_url: str, tmp_path: Path
+) -> None:
+    legacy, ids = Legacy(), {}
+    for name in ("leaver", "stayer"):
+        user = legacy.user(f"{name}\0@example.com", id=name)
+        ids[name] = legacy.workflow(
+            user, "webhook", "slack_message", {"slack_message": "x"}, name="a\0", id=f"w-{name}"
+        )
+        legacy.log(ids[name], message="a\0", id=f"l-{name}")
+        legacy.log(ids[name], message="a\0", id=f"l-{name}")
+        legacy.credential(user, "slack\0", "x", id=f"c-{name}")
+    schema = legacy_file.SCHEMA.format(later=legacy_file.LATER).replace(" PRIMARY KEY", "")
+    legacy.log(legacy.workflow("leaver", "webhook", "x", {}, name="a\0", id="w-deleted"), message="a\0", id="l-deleted")
+    path = legacy_file.write(tmp_path / "old.db", legacy, schema=schema)
+    assert _import(command, path).code == 0
+    with psycopg.connect(empty_database_url.replace("+psycopg", "")) as connection:
+        connection.execute("DELETE FROM workflows WHERE id = 'w-deleted'")
+    with closing(Database(empty_database_url, pool_size=1)) as database:
+        with database.system() as session:
+            leaving.delete(session, Actor("operator:test"), "tenant_leaver", grace=timedelta(0))
+        assert Eraser(database).run_once().tenants == 1
+    kept = _rows(empty_database_url, "SELECT DISTINCT id FROM fairlane_legacy.originals ORDER BY 1")
+    assert kept == [("c-stayer",), ("l-stayer",), ("stayer",), ("w-stayer",)]
+    assert _rows(empty_database_url, "SELECT id FROM fairlane_legacy.rejects") == [("l-stayer",)]
 
 
 def test_originals_of_replaced_values_are_kept(imported: Imports) -> None:
