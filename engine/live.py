@@ -30,7 +30,9 @@ INTERVAL = 0.3
 QUIET = 15.0
 """Seconds without an event after which a listener is told that there is none."""
 MAX_LISTENERS = 1000
-MAX_OF_TENANT = 200
+SHARE = 4
+"""One organization listens at most to a quarter as many as could still be listened to, so that there is always room for
+another: 200 when it is alone."""
 AGAIN = timedelta(seconds=5)
 LINES, STEPS = 500, 20
 """Of one read; a step's output may be large."""
@@ -141,7 +143,7 @@ class Live:
     def check_room(self, tenant_id: str) -> None:
         """Raises QuotaExceeded when as many listen as may, in this process or of this organization."""
         of_tenant = sum(1 for watch in self._watches if watch.of[0] == tenant_id)
-        if len(self._watches) >= MAX_LISTENERS or of_tenant >= MAX_OF_TENANT:
+        if of_tenant * SHARE >= MAX_LISTENERS - len(self._watches):
             sentence = "As many runs are watched as may be at once; end a stream, or look again later."
             raise QuotaExceeded(sentence, code="too_many_requests", retry_after=AGAIN)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from api.auth import Call, inside, may
 from api.openapi import refusals
 from api.paging import Page
 from api.schemas import Listed, TenantBody, TenantDetails
+from api.throttle import Throttle
 from api.wire import Route
 from engine import rollout, tenancy
 from engine.permissions import Permission
@@ -22,10 +23,21 @@ Member = Annotated[Call, inside(Permission.TENANT_READ)]
 Owner = Annotated[Call, inside(Permission.TENANT_WRITE)]
 
 
-@router.post("", status_code=201, response_model=TenantDetails, responses=refusals("needs_person", "organizations_off"))
-def create(body: TenantBody, call: Anybody) -> Any:
+MOST_TENANTS = 50
+"""Made by a user in the throttle's window."""
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=TenantDetails,
+    responses=refusals("needs_person", "organizations_off", "too_many_requests"),
+)
+def create(body: TenantBody, call: Anybody, request: Request) -> Any:
     """Make an organization; you become its owner. Reach it with X-Tenant-ID, or by switching."""
     user_id = call.user_id
+    throttle: Throttle = request.app.state.throttle
+    throttle.spend("tenant", user_id, most=MOST_TENANTS)
     with call.services.database.system() as session:
         with session.acting_for(call.principal.tenant_id) as own:
             rollout.require(own, call.services.settings.organizations)

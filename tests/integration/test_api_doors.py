@@ -18,6 +18,7 @@ from api import edge
 from api.problems import MOST_FAULTS
 from api.routes.auth import MOST_REGISTRATIONS, MOST_SWITCHES
 from api.routes.members import MOST_ATTEMPTS, MOST_INVITES
+from api.routes.tenants import MOST_TENANTS
 from api.throttle import Throttle
 from engine.errors import QuotaExceeded
 from tests.api_server import Api, running_api, services_for, settings_for
@@ -161,6 +162,7 @@ def test_what_costs_us_something_is_counted_and_bounded(api: Api, redis_url: str
     [
         (MOST_ATTEMPTS, "POST", "/api/invites/accept", {"token": "fli_x"}),
         (MOST_INVITES, "POST", "/api/tenants/{tenant}/invite", {"email": "x@example.com"}),
+        (MOST_TENANTS, "POST", "/api/tenants", {"name": "Another"}),
     ],
 )
 def test_floods_of_invitations_end(api: Api, most: int, method: str, path: str, body: dict[str, str]) -> None:

@@ -215,14 +215,19 @@ def test_a_hundred_listeners_take_no_thread_from_anybody(api: Api, person: Perso
         assert {one.result() for one in streams} == {"cancelled"}
 
 
-def test_more_listeners_than_may_be_are_told_to_come_later(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "MAX_OF_TENANT", 1)
+def test_more_listeners_than_may_be_are_told_to_come_later_and_leave_room_for_other_organizations(
+    api: Api, person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = api.person()
+    monkeypatch.setattr(live, "MAX_LISTENERS", 5)
     run_id = manual(person, ECHO)
     with stream(person.http, run_id) as events:
         next(events)
         answer = person.http.get(f"/api/runs/{run_id}/events")
         assert (answer.status_code, answer.json()["code"]) == (429, "too_many_requests")
         assert int(answer.headers["retry-after"]) > 0
+        with stream(other.http, manual(other, ECHO)) as theirs:
+            assert next(theirs).status == "queued"
 
 
 def test_while_postgres_is_down_nothing_comes_and_then_the_rest_does(tmp_path: Path) -> None:
