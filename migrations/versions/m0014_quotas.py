@@ -229,9 +229,9 @@ def upgrade() -> None:
         op.execute(statements)
 
 
-# Before, a run was counted when it succeeded or failed: its row said 1, and that of an attempt that put it aside said 0,
-# each with its seconds. So what has not ended is not counted yet; and what attempts took goes back into rows of that
-# kind, but for the seconds that `upgrade` repeated.
+# Before, a run was counted when it succeeded or failed: its row said 1, that of an attempt that put it aside 0, each
+# with its seconds. So what has not ended is not counted yet; and what attempts took goes back into rows of that kind,
+# but for the seconds that `upgrade` repeated.
 LEDGER_BEFORE = """
 ALTER TABLE usage NO FORCE ROW LEVEL SECURITY;
 DELETE FROM usage u USING runs r

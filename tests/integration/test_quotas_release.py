@@ -9,6 +9,7 @@ from datetime import datetime
 import psycopg
 import pytest
 import sqlalchemy as sa
+from structlog.testing import capture_logs
 
 from engine.db import TenantSession
 from engine.held import Held
@@ -62,12 +63,15 @@ def test_what_fails_for_one_organization_stops_no_other_and_each_comes_first_onc
         _hold(world, tenant_id)
     runs = Failing(world, fails="a")
     held = Held(world.database, runs)
-    assert held.run_once(NOW).released == 2
+    with capture_logs() as lines:
+        assert held.run_once(NOW).released == 2
+    assert [line["tenant"] for line in lines if line["event"] == "held_runs_not_released"] == ["a"]
     assert runs.asked == ["a", "b", "c"]
     _hold(world, "d")
     _hold(world, "e")
     del runs.asked[:]
-    held.run_once(NOW)
+    with capture_logs():
+        held.run_once(NOW)
     assert runs.asked == ["d", "e", "a"]
     runs.fails = ""
     assert held.run_once(NOW).released == 1
@@ -86,7 +90,9 @@ def test_a_counter_that_cannot_be_compared_stops_no_other(world: World) -> None:
             "     SELECT 'aaa', period, slot, used, room, monthly, queued FROM quota_counters;"
             " CREATE TRIGGER refuse BEFORE UPDATE ON quota_counters FOR EACH ROW EXECUTE FUNCTION refuse()"
         )
-    assert Reconciler(world.database).run_once(NOW) == 1
+    with capture_logs() as lines:
+        assert Reconciler(world.database).run_once(NOW) == 1
+    assert [line["tenant"] for line in lines if line["event"] == "quota_counter_not_compared"] == ["aaa"]
     assert world.rows("SELECT sum(used) AS n FROM quota_counters WHERE tenant_id = 'acme'") == [{"n": 1}]
 
 
