@@ -44,5 +44,5 @@ def quota_ratios(session: SystemSession, lanes: Sequence[tuple[str, int, int]]) 
     """Rows ``{tenant, quota, ratio}``: what is used of each limit, 1 being all of it; of tenants without a label (None)
     the largest. `lanes` are (tenant, how many wait, how many run).
     """
-    tenants, waiting, running = ([lane[n] for lane in lanes] for n in range(3))
+    tenants, waiting, running = ("\x1f".join(str(lane[n]) for lane in lanes) for n in range(3))
     return session.query("quota_ratios", tenants=tenants, waiting=waiting, running=running)
