@@ -18,7 +18,7 @@ import typer
 
 import actions
 from cli.installation import Installation, operator_here
-from cli.output import fail, show_items, show_json
+from cli.output import fail, plain, show_items, show_json
 from cli.progress import progress
 from engine import audit, ids
 from engine.db import TenantSession
@@ -120,7 +120,7 @@ def replay_named(here: Installation, runs: Iterable[tuple[str, str]], how: How, 
             try:
                 document = _one(here, replays, tenant_id, how, run_id)
             except (Conflict, NotFound, InvalidInput) as error:
-                fail(f"{run_id}: {error.detail}")
+                fail(f"{run_id}: {plain(error)}")
                 fine = False
                 continue
             documents.append(document)
@@ -202,7 +202,7 @@ def _count_one(here: Installation, replays: Replays, tenant_id: str, how: How, r
                 replayed = _start(session, replays, wish)
                 plan, existing = replayed.plan, replayed.existing
     except (Conflict, NotFound, InvalidInput) as error:
-        tally.refuse(run_id, error.detail)
+        tally.refuse(run_id, plain(error))
     else:
         tally.add(plan, existing=existing)
 

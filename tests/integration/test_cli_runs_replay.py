@@ -163,6 +163,12 @@ def test_what_does_not_fit_is_told_for_each_run_and_the_others_go_on(world: Worl
     assert world.fairlane("runs", "replay", "run_0").err == "There is no run 'run_0'.\n"
 
 
+def test_a_starting_point_that_is_no_step_is_told_in_words_of_the_command_line(world: World) -> None:
+    (run_id,) = world.failed()
+    refused = world.fairlane("runs", "replay", run_id, "--from", "nowhere")
+    assert refused.err.startswith(f"{run_id}: want start, failed or a step of version 1 (first, post)")
+
+
 def test_wrong_usage_is_told_apart_from_failure(world: World) -> None:
     for words in (
         (),
