@@ -22,8 +22,9 @@ from cli.output import fail, plain, show_items, show_json
 from cli.progress import progress
 from engine import audit, ids
 from engine.db import TenantSession
-from engine.errors import Conflict, InvalidInput, NotFound
+from engine.errors import Conflict, FairlaneError, InvalidInput, NotFound
 from engine.ports import PollMessage, RunMessage
+from engine.quotas import StartRefused, note_refusal
 from engine.replay import ABSENT, Plan, Replayed, Replays, Wish
 from engine.repository import replays as stored
 from engine.runs import Runs
@@ -119,8 +120,9 @@ def replay_named(here: Installation, runs: Iterable[tuple[str, str]], how: How, 
         for tenant_id, run_id in runs:
             try:
                 document = _one(here, replays, tenant_id, how, run_id)
-            except (Conflict, NotFound, InvalidInput) as error:
+            except (Conflict, NotFound, InvalidInput, StartRefused) as error:
                 fail(f"{run_id}: {plain(error)}")
+                _note(here, error)
                 fine = False
                 continue
             documents.append(document)
@@ -201,10 +203,17 @@ def _count_one(here: Installation, replays: Replays, tenant_id: str, how: How, r
             else:
                 replayed = _start(session, replays, wish)
                 plan, existing = replayed.plan, replayed.existing
-    except (Conflict, NotFound, InvalidInput) as error:
+    except (Conflict, NotFound, InvalidInput, StartRefused) as error:
         tally.refuse(run_id, plain(error))
+        _note(here, error)
     else:
         tally.add(plan, existing=existing)
+
+
+def _note(here: Installation, error: FairlaneError) -> None:
+    """The ledger counts what a quota refused."""
+    if isinstance(error, StartRefused):
+        note_refusal(here.database, error)
 
 
 def _chosen(here: Installation, wanted: stored.Ended, batch: str) -> Iterator[tuple[str, str]]:

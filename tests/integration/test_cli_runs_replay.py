@@ -163,6 +163,19 @@ def test_what_does_not_fit_is_told_for_each_run_and_the_others_go_on(world: Worl
     assert world.fairlane("runs", "replay", "run_0").err == "There is no run 'run_0'.\n"
 
 
+def test_what_a_quota_refuses_is_told_and_counted_and_the_others_go_on(world: World) -> None:
+    failed = world.failed(3)
+    limits = '{"max_executions_per_month": 4, "over_quota": "reject"}'
+    world.parts.fill(f"UPDATE tenants SET limits = '{limits}', limits_version = nextval('limits_version')")
+    named = world.fairlane("runs", "replay", *failed, "--tenant", "acme")
+    assert (named.code, len(world.replays())) == (1, 1)
+    assert [line.partition(":")[0] for line in named.err.splitlines()] == failed[1:]
+    many = world.fairlane("runs", "replay", "--workflow", "wf_bad", "--batch", "b", "--json")
+    assert (many.code, json.loads(many.out)["refused"]) == (1, 3)
+    ledger = world.parts.rows("SELECT outcome, sum(quantity) AS n FROM usage WHERE kind = 'rejected' GROUP BY 1")
+    assert ledger == [{"outcome": "quota_executions", "n": 5}]
+
+
 def test_a_starting_point_that_is_no_step_is_told_in_words_of_the_command_line(world: World) -> None:
     (run_id,) = world.failed()
     refused = world.fairlane("runs", "replay", run_id, "--from", "nowhere")
