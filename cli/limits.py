@@ -33,13 +33,17 @@ def shown(value: float | int | None) -> str:
     return UNLIMITED[0] if value is None else f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
 
 
-def show(limits: Limits, *, overrides: Mapping[str, object] | None = None) -> None:
-    """Every limit in a line; with `overrides` also whether it is the plan's or the tenant's own."""
+def show(
+    limits: Limits, *, overrides: Mapping[str, object] | None = None, used: Mapping[str, int] | None = None
+) -> None:
+    """Every limit in a line; with `used` what is used of it, with `overrides` whether it is the plan's or its own."""
     columns = {
         "limit": lambda name: name,
         "value": lambda name: shown(getattr(limits, name)),
-        "unit": lambda name: Limits.model_fields[name].description,
     }
+    if used is not None:
+        columns["used"] = lambda name: shown(used[name]) if name in used else "-"
+    columns["unit"] = lambda name: Limits.model_fields[name].description
     if overrides is not None:
         columns["from"] = lambda name: "its own" if name in overrides else "plan"
     show_items(NAMES, columns, as_json=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import typer
@@ -11,7 +12,7 @@ from cli.installation import Installation, opened, operator_here
 from cli.options import DEFAULT_DATA, AsJson, Data, TenantId, group
 from cli.output import show_items, show_json, show_record, warn
 from cli.paging import pages
-from engine import audit, ids, members, plans
+from engine import allowances, audit, ids, members, plans
 from engine.errors import NotFound
 from engine.permissions import Role
 from engine.plans import DEFAULT, TenantLimits
@@ -57,12 +58,14 @@ def show(tenant: TenantId, data: Data = DEFAULT_DATA, as_json: AsJson = False) -
     with opened(data) as here, here.database.system() as session:
         found = plans.of_tenant(session, tenant)
         counts = operator.counts(session, tenant)
+        with session.acting_for(tenant) as own:
+            used = {item["name"]: item["used"] for item in allowances.quotas(own, datetime.now(UTC))}
     if as_json:
-        show_json(_whole(found) | {"counts": counts})
+        show_json(_whole(found) | {"counts": counts, "used": used})
         return
     show_record(found.tenant | {"lane": "paused" if found.paused else "open"} | counts)
     typer.echo()
-    limits.show(found.limits, overrides=found.overrides)
+    limits.show(found.limits, overrides=found.overrides, used=used)
 
 
 @app.command()

@@ -45,6 +45,7 @@ def show(
         show_json(report)
         return
     show_record({name: value for name, value in report.items() if not name.startswith("by_")})
+    typer.echo()
     show_items(report["by_workflow"], WORKFLOWS, as_json=False, none="Nothing was used in this month.")
 
 
@@ -52,12 +53,17 @@ def over_quota(
     tenant: TenantId,
     policy: Annotated[
         Literal["hold", "reject"],
-        typer.Argument(metavar="hold|reject", help="What becomes of runs over the monthly limit."),
+        typer.Argument(metavar="hold|reject", help="Keep them until there is room, as it is at first; or answer 429."),
     ],
     data: Data = DEFAULT_DATA,
     as_json: AsJson = False,
 ) -> None:
-    """Hold the runs over an organization's monthly limit, or refuse those that come by API and webhook."""
+    """Say what becomes of runs over an organization's monthly limit (max_executions_per_month).
+
+    hold: they are stored, and start by themselves when a month begins or the limit is raised.
+
+    reject: by API, webhook or replay they get 429 with Retry-After; what nobody would try again is held.
+    """
     with opened(data) as here, here.database.system() as session:
         here.plans.set_policy(session, tenant, policy)
     if as_json:

@@ -103,6 +103,9 @@ def test_showing_one_tells_limits_where_they_come_from_and_what_it_has(fairlane:
     assert next(line for line in lines if line[:1] == ["max_members"])[:2] == ["max_members", "unlimited"]
     assert next(line for line in lines if line[:1] == ["max_members"])[-2:] == ["its", "own"]
     assert next(line for line in lines if line[:1] == ["max_workflows"])[-1] == "plan"
+    assert next(line for line in lines if line[:1] == ["max_workflows"])[:3] == ["max_workflows", "100", "0"]
+    assert shown["used"].keys() < shown["limits"].keys()
+    assert shown["used"]["max_executions_per_month"] == 0
 
 
 def test_a_limit_is_set_and_given_back_to_the_plan(fairlane: CommandLine) -> None:
