@@ -16,14 +16,16 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
 
-from bench.chaos_faults import FAULTS, Chaos, NotNow
+from bench.chaos_faults import FAULTS
 from bench.chaos_ground import Ground, Recoveries
-from bench.chaos_load import Load
+from bench.chaos_load import Load, Tenant
 from bench.chaos_oracle import CAP, WATCH, Oracle, Sampler, Verdict
+from bench.chaos_state import Chaos, NotNow
 from bench.harness import until
 from engine.fairshare.lanes import Lanes
 
@@ -146,17 +148,14 @@ def _calm(chaos: Chaos) -> None:
     ground.await_ready()
     load.stop()
     for tenant in load.tenants:
-        until(lambda tenant=tenant: _switched_off(tenant), within=60, what="a schedule being switched off")  # type: ignore[misc]
+        until(partial(_switched_off, tenant), within=60, what="a schedule being switched off")
     try:
         until(lambda: _at_rest(ground), within=CALM, what="the end of all runs")
     except TimeoutError as error:
         _say(str(error))
 
 
-def _switched_off(tenant: object) -> bool:
-    from bench.chaos_load import Tenant
-
-    assert isinstance(tenant, Tenant)
+def _switched_off(tenant: Tenant) -> bool:
     try:
         answer = tenant.client.patch(f"/api/workflows/{tenant.workflows['clock']}", json={"is_active": False})
     except httpx.HTTPError:

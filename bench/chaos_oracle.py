@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import redis
 
-from bench.chaos_faults import Chaos
 from bench.chaos_load import Seen
+from bench.chaos_state import Chaos
 from engine.fairshare.lanes import Lanes
 
 CAP = 3
@@ -52,8 +52,9 @@ class Verdict:
 class Sampler:
     """I5, and I4 from outside, looked at all the time while the faults go on."""
 
-    def __init__(self, chaos: Chaos) -> None:
+    def __init__(self, chaos: Chaos, *, every: float = 0.2) -> None:
         self._chaos = chaos
+        self._every = every
         self._stop = threading.Event()
         self.samples = self.after_loss = self.strangers = 0
         self.over: list[str] = []
@@ -66,7 +67,7 @@ class Sampler:
         self._thread.join(30)
 
     def _loop(self) -> None:
-        while not self._stop.wait(0.2):
+        while not self._stop.wait(self._every):
             self._cap()
             if self.samples % 10 == 0:
                 self._stranger()
