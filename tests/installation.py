@@ -15,11 +15,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import httpx
@@ -113,13 +114,13 @@ class Installation:
             "FAIRLANE_LEASE_SECONDS": str(LEASE_SECONDS),
         }
 
-    def start(self, name: str, *words: str, **variables: str) -> None:
+    def start(self, name: str, *words: str, variables: Mapping[str, str] = MappingProxyType({})) -> None:
         """A process of our Python; `variables` are added to its environment."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, *words],
                 cwd=ROOT,
-                env=self.environment | variables,
+                env={**self.environment, **variables},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -134,15 +135,16 @@ class Installation:
         name: str = "worker",
         *,
         pool: str = "threads",
+        level: str = "INFO",
         program: tuple[str, ...] = ("-m", "celery"),
-        **variables: str,
+        variables: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        options = ("-l", "INFO", "-P", pool, "-c", "4", "-Q", "runs,system", "-n", f"{name}@test")
-        self.start(name, *program, "-A", "tasks", "worker", *options, **variables)
+        options = ("-l", level, "-P", pool, "-c", "4", "-Q", "runs,system", "-n", f"{name}@test")
+        self.start(name, *program, "-A", "tasks", "worker", *options, variables=variables)
         wait_for(lambda: b" ready." in (self.folder / f"{name}.log").read_bytes(), f"{name} to be ready")
 
-    def start_beat(self, name: str = "beat", **variables: str) -> None:
-        self.start(name, "-m", "celery", "-A", "tasks", "beat", "--pidfile=", **variables)
+    def start_beat(self, name: str = "beat", *, variables: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.start(name, "-m", "celery", "-A", "tasks", "beat", "--pidfile=", variables=variables)
 
     def kill(self, name: str, sig: signal.Signals = signal.SIGKILL) -> None:
         """End the process and whatever it started."""
