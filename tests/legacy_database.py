@@ -56,6 +56,11 @@ def encrypt(plaintext: str, key: bytes = KEY) -> str:
     return base64.b64encode(nonce + AESGCM(key).encrypt(nonce, plaintext.encode(), None)).decode()
 
 
+def examples(short: int) -> int:
+    """How many random databases are tried: `short`, unless FAIRLANE_TEST_LEGACY_EXAMPLES says how many."""
+    return int(os.environ.get("FAIRLANE_TEST_LEGACY_EXAMPLES", short))
+
+
 def hashed(password: str = PASSWORD) -> str:
     return bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode().replace("$2b$", "$2a$")
 

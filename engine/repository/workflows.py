@@ -28,7 +28,7 @@ PUBLIC = (
     workflows.c.last_executed_at,
     triggers.c.next_fire_at,
     triggers.c.last_fired_at,
-    triggers.c.failures,
+    sa.func.coalesce(triggers.c.failures, 0).label("failures"),
     triggers.c.last_error,
     triggers.c.paused_reason,
 )

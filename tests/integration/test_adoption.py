@@ -32,7 +32,7 @@ from migrations.legacy.conversion import next_fire
 from migrations.legacy.findings import TABLES, Conversion, Kind
 from migrations.legacy.road import Parts
 from tests.conftest import fresh_database
-from tests.legacy_database import EARLY, KEY, LATER, Legacy, clean, dump, encrypt
+from tests.legacy_database import EARLY, KEY, LATER, Legacy, clean, dump, encrypt, examples
 from triggers import KINDS
 
 LONG_AGO = "2026-01-12 10:11:12.123456789-05:00"
@@ -449,7 +449,7 @@ ROWS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(12), deadline=None, suppress_health_check=list(HealthCheck))
 @given(rows=ROWS)
 def test_no_old_database_breaks_the_road_or_loses_a_row_on_it(
     empty_database_url: str, rows: dict[str, list[tuple[Any, ...]]]

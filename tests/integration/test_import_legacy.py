@@ -33,7 +33,7 @@ from tests.api_server import Api, running_api, services_for, settings_for
 from tests.command_line import DOWN, CommandLine, Result, configured
 from tests.conftest import fresh_database
 from tests.installation import Receiver, wait_for
-from tests.legacy_database import KEY, Legacy, clean, encrypt, hashed
+from tests.legacy_database import KEY, Legacy, clean, encrypt, examples, hashed
 from triggers import KINDS
 
 OLD_KEY = base64.b64encode(KEY).decode()
@@ -350,6 +350,23 @@ def test_old_log_rows_are_listed_like_new_ones(imported: Imports) -> None:
     assert line["message"] == "caf\ufffd\ufffd"
 
 
+def test_every_workflow_is_listed_and_shown_with_its_reason_also_one_that_has_no_trigger(imported: Imports) -> None:
+    dirty, _, api = imported
+    client = _logged_in(dirty, api)
+    listed = client.get("/api/workflows").json()["items"]
+    reasons = {row["id"]: row["inactive_reason"] for row in listed}
+    for name, words in {
+        "empty": "slack_message",
+        "no JSON": "not JSON",
+        "a list": "object",
+        "unknown": "soap_call",
+    }.items():
+        shown = client.get(f"/api/workflows/{dirty.ids[name]}").json()
+        assert words in reasons[dirty.ids[name]] == shown["inactive_reason"]
+        assert (shown["is_active"], shown["failures"], shown["next_fire_at"]) == (False, 0, None)
+    assert reasons[dirty.ids["hook"]] is None
+
+
 def test_an_old_webhook_reaches_its_receiver_with_the_template_filled(imported: Imports, receiver: Receiver) -> None:
     dirty, _, api = imported
     body = {"order": {"id": 7}}
@@ -431,7 +448,7 @@ ROWS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(10), deadline=None, suppress_health_check=list(HealthCheck))
 @given(rows=ROWS)
 def test_no_file_breaks_the_import_or_loses_a_row(
     empty_database_url: str, tmp_path: Path, rows: dict[str, list[tuple[Any, ...]]]
