@@ -129,7 +129,8 @@ def show_findings(findings: Sequence[Finding], where: str) -> None:
     """A line for each of the first ones, how many there are of each kind, and where the rest is."""
     for finding in findings[:SHOWN]:
         needed = f" (needed by {', '.join(finding.needed_by)})" if finding.needed_by else ""
-        typer.echo(f"{finding.kind.value:<10} {finding.table} {finding.id}: {finding.reason}{needed}")
+        row = f"{finding.table} {finding.id}".rstrip()
+        typer.echo(f"{finding.kind.value:<10} {row}: {finding.reason}{needed}")
     if len(findings) > SHOWN:
         typer.echo(f"... and {len(findings) - SHOWN} more, {where}.")
     kinds = Counter(finding.kind.value for finding in findings)

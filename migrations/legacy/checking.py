@@ -22,6 +22,8 @@ from migrations.legacy.secrets import Secrets
 
 LOGS_PER_SECOND = 3_000
 """What `bench/adoption.py` measured on two cores that had other work, rounded."""
+ROOM_PER_LOG = 1_000
+"""Bytes of a run, a line and their indexes, measured on 20,000 rows; the text of the row is stored twice more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ def preview(database_url: str, parts: Parts) -> Preview:
         logs = int(connection.execute(size).scalar_one())
         connection.rollback()
     seconds = 5 + counts["logs"].read // LOGS_PER_SECOND
-    return Preview(form, migrations.head(), seconds, 3 * logs, counts, findings, refused)
+    room = 2 * logs + ROOM_PER_LOG * counts["logs"].read
+    return Preview(form, migrations.head(), seconds, room, counts, findings, refused)
 
 
 def foresee(connection: Connection, schema: str, parts: Parts) -> tuple[dict[str, Count], list[Finding]]:
