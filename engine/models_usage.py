@@ -98,6 +98,7 @@ quota_counters = Table(
     Column("room", BigInteger, nullable=False, doc="how many more this slot may admit before somebody must count"),
     Column("monthly", BigInteger, doc="the limits that the room was divided by"),
     Column("queued", BigInteger),
+    Column("version", BigInteger, nullable=False, server_default="0", doc="of these limits"),
     of_tenant("quota_counters"),
     postgresql_with={"fillfactor": 50},
     info=tenant_info(grants=("SELECT", "INSERT", "UPDATE")),

@@ -59,6 +59,7 @@ def counted_tenants(session: SystemSession, period: date) -> list[str]:
             quota_counters.c.slot == 0,
             quota_counters.c.monthly.is_not_distinct_from(_number("max_executions_per_month")),
             quota_counters.c.queued.is_not_distinct_from(_number("max_queued_runs")),
+            quota_counters.c.version == sa.func.greatest(plans.c.limits_version, tenants.c.limits_version),
             sa.or_(quota_counters.c.monthly.is_not(None), quota_counters.c.queued.is_not(None)),
         )
         .order_by(tenants.c.id)

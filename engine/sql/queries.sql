@@ -6,6 +6,7 @@ WITH tenant AS MATERIALIZED (
            ((p.limits || t.limits) ->> 'max_run_seconds')::int AS max_seconds,
            ((p.limits || t.limits) ->> 'max_executions_per_month')::bigint AS monthly,
            ((p.limits || t.limits) ->> 'max_queued_runs')::bigint AS waiting,
+           greatest(p.limits_version, t.limits_version) AS version,
            coalesce((p.limits || t.limits) ->> 'over_quota' = 'reject', false) AS rejects
     FROM tenants t JOIN plans p ON p.name = t.plan
     WHERE t.id = :tenant_id AND t.status = 'active'
@@ -21,7 +22,7 @@ WITH tenant AS MATERIALIZED (
 ), admission AS MATERIALIZED (
     SELECT tenant.lane, tenant.rejects, CASE WHEN new.status = 'queued' THEN
         admit(tenant.id, new.id, coalesce(:at::timestamptz, now()), tenant.monthly, tenant.waiting,
-              tenant.rejects AND :outside::boolean, :outside::boolean) END AS verdict
+              tenant.version, tenant.rejects AND :outside::boolean, :outside::boolean) END AS verdict
     FROM new, tenant
 ), ledger AS (
     INSERT INTO usage (tenant_id, at, kind, run_id, workflow_id)
@@ -363,7 +364,8 @@ WHERE NOT EXISTS (
 WITH tenant AS MATERIALIZED (
     SELECT t.id, lane_config(p.limits || t.limits, greatest(p.limits_version, t.limits_version)) AS lane,
            ((p.limits || t.limits) ->> 'max_executions_per_month')::bigint AS monthly,
-           ((p.limits || t.limits) ->> 'max_queued_runs')::bigint AS waiting
+           ((p.limits || t.limits) ->> 'max_queued_runs')::bigint AS waiting,
+           greatest(p.limits_version, t.limits_version) AS version
     FROM tenants t JOIN plans p ON p.name = t.plan
     WHERE t.id = :tenant_id AND t.status = 'active'
 ), backlog AS (
@@ -386,7 +388,7 @@ WITH tenant AS MATERIALIZED (
 ), fits AS MATERIALIZED (
     SELECT tenant.lane, CASE WHEN wanted.n = 0 THEN 0 ELSE (
         SELECT q.taken FROM quota_take(tenant.id, '', coalesce(:at::timestamptz, now()), tenant.monthly,
-                                       tenant.waiting, wanted.n, true) q) END AS n
+                                       tenant.waiting, tenant.version, wanted.n, true) q) END AS n
     FROM tenant, (SELECT count(*) AS n FROM line) wanted
 ), released AS (
     UPDATE runs r SET status = 'queued', wait_reason = NULL, queued_at = now()

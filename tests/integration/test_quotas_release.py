@@ -84,10 +84,11 @@ def test_a_counter_that_cannot_be_compared_stops_no_other(world: World) -> None:
         broken.execute(
             "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
             " $$ BEGIN IF OLD.tenant_id = 'aaa' THEN RAISE 'broken'; END IF; RETURN NEW; END $$;"
-            " INSERT INTO tenants (id, name, limits) SELECT 'aaa', 'A', limits FROM tenants;"
+            " INSERT INTO tenants (id, name, limits, limits_version)"
+            "     SELECT 'aaa', 'A', limits, limits_version FROM tenants;"
             " UPDATE quota_counters SET used = used + 5 WHERE slot = 0;"
             " INSERT INTO quota_counters"
-            "     SELECT 'aaa', period, slot, used, room, monthly, queued FROM quota_counters;"
+            "     SELECT 'aaa', period, slot, used, room, monthly, queued, version FROM quota_counters;"
             " CREATE TRIGGER refuse BEFORE UPDATE ON quota_counters FOR EACH ROW EXECUTE FUNCTION refuse()"
         )
     with capture_logs() as lines:
@@ -150,12 +151,24 @@ def test_a_first_limit_counts_the_starts_that_were_under_way_without_one(world: 
 
 def test_a_start_that_saw_no_limit_and_comes_behind_the_first_count_is_counted(world: World) -> None:
     world.limit(max_executions_per_month=None, max_queued_runs=None)
-    admit = "SELECT admit('acme', 'run_x', '2027-03-31', NULL, NULL, false, true) AS verdict"
+    admit = "SELECT admit('acme', 'run_x', '2027-03-31', NULL, NULL, 0, false, true) AS verdict"
     world.limit(max_executions_per_month=1)
     world.start()
     with world.database.tenant("acme") as session:
         assert session.row(sa.text(admit)) == {"verdict": "executions"}
     assert world.counter() == world.ledger(MARCH) == 1
+
+
+def test_a_limit_that_returns_as_it_was_counts_what_was_admitted_without_it(world: World) -> None:
+    world.limit(max_executions_per_month=10, max_queued_runs=10)
+    world.start()
+    world.limit(max_executions_per_month=None, max_queued_runs=None)
+    for _ in range(9):
+        world.start()
+    world.limit(max_executions_per_month=10, max_queued_runs=10)
+    assert Reconciler(world.database).run_once(NOW) == 0, "a counter of another time is not wrong"
+    assert world.start("schedule")["status"] == "held"
+    assert world.ledger() == world.counter() == 10
 
 
 def test_schedules_of_a_suspended_organization_are_not_late(world: World) -> None:
