@@ -43,6 +43,7 @@ from api.services import Services
 from api.throttle import Throttle
 from engine import logs
 from engine.live import Live
+from engine.tallies import Flusher
 
 ROUTERS = (
     webhooks,
@@ -121,6 +122,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     to_thread.current_default_thread_limiter().total_tokens = services.settings.database_pool_size * 2
     yield
     app.state.live.close()
+    # Here, for uvicorn ends the process by the signal that it got, and nothing that is registered for the end runs.
+    Flusher(services.database).flush()
 
 
 def _version() -> str:

@@ -10,7 +10,7 @@ from engine.db import Row, SystemSession, dump_json
 
 FADES = timedelta(hours=6)
 """What a tenant used so long ago counts for its rank by 1/e."""
-EVENTS = 50_000
+EVENTS = 200_000
 """Runs that began or ended, of which one roll-up takes so many at most."""
 
 

@@ -157,6 +157,16 @@ def test_every_process_shows_the_same(api: Api) -> None:
         assert scrape(another.client()) == first
 
 
+def test_a_process_that_is_stopped_leaves_what_it_counted(database_url: str, redis_url: str) -> None:
+    TALLIES.take()
+    settings = settings_for(database_url, redis_url)
+    with running_api(services_for(settings)) as api:
+        api.client().post("/api/webhooks/wf_none", json={})
+    assert not TALLIES.take()
+    with running_api(services_for(settings)) as api:
+        assert of(scrape(api.client()), "webhooks_total", outcome="not_found") == 1
+
+
 def test_the_ratio_of_others_is_that_of_the_fullest(api: Api) -> None:
     people = [api.person() for _ in range(3)]
     for count, person in enumerate(people, start=1):
