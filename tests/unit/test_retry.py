@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from datetime import timedelta
 
 import pytest
@@ -68,3 +70,22 @@ def test_wait_is_never_negative_nor_beyond_the_maximum(
     decision = decide(policy, attempt, OSError(), random=lambda: chance)
     assert isinstance(decision, Retry)
     assert timedelta(0) <= decision.after <= policy.maximum
+
+
+def test_a_thousand_runs_that_meet_an_outage_of_an_hour_come_back_as_a_trickle_and_all_end() -> None:
+    """F36. Together they fail in the same second; without jitter they would come back together each time."""
+    policy = RetryPolicy(attempts=20, initial=timedelta(seconds=10), maximum=timedelta(minutes=20))
+    chance, outage, calls, ended = random.Random(36), 3600.0, Counter({0: 1000}), 0
+    for _ in range(1000):
+        at, attempt = 0.0, 1
+        while at < outage:
+            decision = decide(policy, attempt, RetryLater("away"), random=chance.random)
+            assert isinstance(decision, Retry)
+            at, attempt = at + decision.after.total_seconds(), attempt + 1
+            calls[int(at)] += 1
+        ended += at < outage + 1200
+    assert ended == 1000
+    assert max(calls[second] for second in range(1, 11)) < 200  # a tenth of them in each of the first ten seconds
+    busiest = max(calls[second] for second in range(1200, 4800))
+    assert busiest <= 12  # 1,000 runs that wait 10 minutes on average: 1.7 a second
+    assert sum(calls[second] for second in range(3600, 4800)) == 1000
