@@ -41,7 +41,7 @@ from api.routes import (
 )
 from api.services import Services
 from api.throttle import Throttle
-from engine import logs
+from engine import logs, tracing
 from engine.live import Live
 from engine.tallies import Flusher
 
@@ -124,6 +124,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.live.close()
     # Here, for uvicorn ends the process by the signal that it got, and nothing that is registered for the end runs.
     Flusher(services.database).flush()
+    tracing.stop()
 
 
 def _version() -> str:

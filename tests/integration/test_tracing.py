@@ -12,8 +12,12 @@ from typing import Any
 
 import pytest
 import structlog
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from structlog.testing import capture_logs
 
+from engine import tracing
+from tests.api_server import running_api, services_for, settings_for
 from tests.engine_parts import parts_for
 from tests.scripted import call, scripted
 from tests.traced_engine import CANARY, REQUEST_ID, TRACE, UNKNOWN_RUN
@@ -87,6 +91,19 @@ def test_requests_of_nobodys_trace_begin_their_own(told: dict[str, Any]) -> None
 def test_what_celery_says_about_a_task_that_broke_names_its_run_and_the_request(told: dict[str, Any]) -> None:
     (line,) = [line for line in told["lines"] if "raised unexpected" in line["event"]]
     assert (line["run"], line["request_id"], line["level"]) == (UNKNOWN_RUN, REQUEST_ID, "error")
+
+
+def test_an_api_that_is_stopped_has_sent_its_last_spans(database_url: str, redis_url: str) -> None:
+    memory = InMemorySpanExporter()
+    tracing.record(BatchSpanProcessor(memory, schedule_delay_millis=600_000))
+    with running_api(services_for(settings_for(database_url, redis_url))) as api:
+        api.client().get("/healthz")
+        api.client().get("/nowhere")
+    (span,) = memory.get_finished_spans()  # probes are left out
+    assert span.name == "request"
+    assert (
+        dict(span.attributes or {}).items() >= {"http.request.method": "GET", "http.response.status_code": 404}.items()
+    )
 
 
 def test_log_lines_of_a_step_name_tenant_workflow_run_and_step_in_whatever_thread_it_is_done(database_url: str) -> None:
