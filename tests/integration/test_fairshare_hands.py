@@ -265,3 +265,26 @@ def test_publishing_alone_leaves_no_more_in_the_inbox_and_the_list_than_a_look_c
             assert client.llen("runs") <= 128 + PORTION
     assert lanes.total().backlog == 500
     assert lanes.check() == []
+
+
+class TestDepths:
+    """What every lane has, for whoever watches all of them at once."""
+
+    @pytest.mark.parametrize("page", [1, 2, 3, 4, 1000])
+    def test_they_name_each_lane_once_whatever_the_size_of_a_page(
+        self, pool: redis.ConnectionPool, hands: Hands, lanes: Lanes, page: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("engine.fairshare.lanes.DEPTHS", page)
+        for number, tenant in enumerate(("c", "a", "b"), start=1):
+            for n in range(number):
+                posted = Envelope(f"{tenant}{n}", tenant, "f", 0, f"{tenant}{n}", "", MESSAGE).posted()
+                Wire(pool).call(operation("publish", KEYS, "", posted))
+        take(hands)
+        found = list(lanes.depths())
+        assert [tenant for tenant, _, _ in found] == ["a", "b", "c"]
+        assert {(lane.tenant, lane.backlog, lane.in_flight) for lane in lanes.all()} == set(found)
+        assert sum(running for _, _, running in found) == 1
+        assert sum(waiting for _, waiting, _ in found) == 5
+
+    def test_there_are_none_of_a_new_queue(self, lanes: Lanes) -> None:
+        assert list(lanes.depths()) == []
