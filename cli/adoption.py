@@ -109,6 +109,14 @@ def take_back_if_adopted(url: str, *, discard_new: bool) -> bool:
     return True
 
 
+def go_back(url: str, revision: str) -> None:
+    """Take the schema back, all the way or not at all."""
+    from migrations.legacy import adopt
+
+    with stages() as progress:
+        adopt.go_back(url, revision, progress)
+
+
 def forget(url: str) -> None:
     """Close the way back."""
     from migrations.legacy import adopt

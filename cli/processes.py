@@ -110,7 +110,7 @@ def _migrate(url: str, *, to: str, back_to: str | None, discard_new: bool) -> No
     if back_to in ("0001", "base") and adoption.take_back_if_adopted(url, discard_new=discard_new):
         return
     if back_to is not None:
-        migrations.downgrade(url, back_to)
+        adoption.go_back(url, back_to)
     else:
         migrations.upgrade(url, to)
     reached = back_to or (migrations.head() if to == "head" else to)

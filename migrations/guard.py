@@ -6,7 +6,11 @@ from alembic import op
 from sqlalchemy import text
 
 
+class Refused(RuntimeError):
+    """The migration would lose something; the message says what."""
+
+
 def refuse_if(query: str, sentence: str) -> None:
     """Stop the migration, changing nothing, when `query` returns a row."""
     if op.get_bind().execute(text(f"SELECT EXISTS ({query})")).scalar_one():
-        raise RuntimeError(sentence)
+        raise Refused(sentence)

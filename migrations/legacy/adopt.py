@@ -17,6 +17,7 @@ import migrations
 from engine.db import dump_json
 from engine.errors import Conflict, Unavailable
 from engine.models import metadata
+from migrations.guard import Refused
 from migrations.legacy import road, secrets, sorting, staging
 from migrations.legacy.findings import TABLES, Conversion, Progress
 from migrations.legacy.road import Parts
@@ -174,6 +175,18 @@ def forget(database_url: str, progress: Progress) -> None:
         if connection.execute(text("SELECT to_regnamespace(:n)"), {"n": staging.SCHEMA}).scalar_one() is None:
             raise Conflict("There is nothing of the multi-user system to forget.")
         connection.execute(text(f"DROP SCHEMA {staging.SCHEMA} CASCADE"))
+
+    patiently(database_url, work, progress)
+
+
+def go_back(database_url: str, revision: str, progress: Progress) -> None:
+    """Take the schema back to `revision`, all the way or not at all. Raises Conflict where something would be lost."""
+
+    def work(connection: Connection) -> None:
+        try:
+            migrations.downgrade(connection, revision)
+        except Refused as error:
+            raise Conflict(f"There is no way back to {revision}: {error}. Nothing was changed.") from None
 
     patiently(database_url, work, progress)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import psycopg
@@ -31,6 +32,7 @@ from migrations.legacy import adopt, checking, road, staging
 from migrations.legacy.conversion import next_fire
 from migrations.legacy.findings import TABLES, Conversion, Kind
 from migrations.legacy.road import Parts
+from tests.command_line import DOWN, configured
 from tests.conftest import fresh_database
 from tests.legacy_database import EARLY, KEY, LATER, Legacy, clean, dump, encrypt, examples
 from triggers import KINDS
@@ -325,6 +327,21 @@ def test_erasing_an_organization_reaches_the_old_tables_and_the_others_can_go_ba
             _take_back(url)
         _take_back(url, discard_new=True)
         assert dump(url) == dump(expected)
+
+
+def test_where_the_way_back_is_closed_going_back_changes_nothing(empty_database_url: str, tmp_path: Path) -> None:
+    clean().write(empty_database_url)
+    _adopt(empty_database_url)
+    command = configured(tmp_path, empty_database_url, DOWN)
+    command.fine("migrate", "--forget-legacy")
+    refused = command("migrate", "--back-to", "0001")
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err.startswith("There is no way back to 0001: ")
+    assert refused.err.endswith("Nothing was changed.\n")
+    assert refused.err.count("\n") == 1
+    assert _rows(empty_database_url, "SELECT version_num FROM alembic_version") == [(migrations.head(),)]
+    command.fine("migrate", "--back-to", "0016")
+    assert _rows(empty_database_url, "SELECT version_num FROM alembic_version") == [("0016",)]
 
 
 def test_an_eraser_that_may_not_reach_the_old_tables_says_what_does(empty_database_url: str) -> None:
