@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,9 @@ import sqlalchemy as sa
 
 from bench.harness import Proxy
 from engine.db import Database
-from engine.errors import Unavailable
+from engine.errors import RetryLater, Unavailable
 from engine.ports import Json, StepContext
+from engine.repository import credentials
 from engine.runs import Start, Started
 from tests.engine_parts import Parts, parts_for
 from tests.scripted import call, echo, scripted
@@ -96,6 +98,39 @@ def test_f25_a_credential_that_is_deleted_in_mid_run_ends_the_step_that_needs_it
     assert (run["status"], run["error"]["code"]) == ("failed", "credential_missing")
     assert len(script.action.contexts) == 1
     assert all("canary-1" not in line["message"] for line in parts.lines_of(run["id"]))
+
+
+def test_f25_a_credential_that_is_rotated_in_mid_run_is_the_new_one_when_it_goes_on_and_shows_nowhere(
+    parts: Parts, script: SimpleNamespace
+) -> None:
+    """While the run waits for its next attempt, and between two steps."""
+    seen: list[str] = []
+
+    def body(context: StepContext, _parameters: Any) -> Json:
+        assert context.credential is not None
+        seen.append(context.credential.get_secret_value()["token"])
+        rotate(parts, f"canary-{len(seen) + 1}")
+        if len(seen) == 1:
+            raise RetryLater(f"{seen[-1]} was refused", after=timedelta(minutes=10))
+        return seen[-1]
+
+    script.action.service, script.action.credential_required, script.body = "shop", True, body
+    parts.credential("shop", {"token": "canary-1"})
+    run_id = parts.execute(call(retry={"attempts": 2}), call("two"))["id"]
+    parts.let_pass(minutes=10)
+    parts.sweep_and_run()
+    run = parts.run_row(run_id)
+    assert (run["status"], seen) == ("succeeded", ["canary-1", "canary-2", "canary-3"])
+    assert run["output"] == "[redacted]"
+    assert "canary" not in str([run, parts.steps_of(run_id), parts.lines_of(run_id)])
+
+
+def rotate(parts: Parts, token: str) -> None:
+    with parts.database.tenant("acme") as session:
+        sealed = parts.vault.seal(session, "cred_shop", {"token": token})
+        credentials.replace_secret(
+            session, "cred_shop", sealed.ciphertext, key_version=sealed.key_version, fingerprint=sealed.fingerprint
+        )
 
 
 def test_f16_no_clock_of_a_worker_decides_who_has_a_run(
