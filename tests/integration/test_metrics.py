@@ -120,6 +120,16 @@ def test_a_run_whose_worker_died_counts_once(parts: Parts, script: SimpleNamespa
     assert sum(found["queue_wait_seconds"].values()) == 1
 
 
+@pytest.mark.parametrize("limit", ["max_queued_runs", "max_executions_per_month"])
+def test_a_held_run_counts_with_the_limit_that_it_is_over(parts: Parts, limit: str) -> None:
+    parts.workflow(ECHO)
+    parts.fill(f"UPDATE tenants SET limits = jsonb_build_object('{limit}', 1)")
+    for _ in range(4):
+        parts.start(trigger="schedule")
+    roll_up(parts)
+    assert totals(parts)["quota_held"] == {("acme", (limit,)): 3}
+
+
 def test_what_a_transaction_undoes_was_never_counted(parts: Parts) -> None:
     parts.workflow(ECHO)
     run_id = parts.start()
@@ -139,6 +149,18 @@ def test_roll_ups_at_once_count_once(parts: Parts) -> None:
     roll_up(parts)
     assert totals(parts)["runs"] == {("acme", ("succeeded", "api")): 100}
     assert totals(parts)["worker_seconds"] == {("acme", ()): 10}
+
+
+def test_a_database_that_came_from_another_cluster_counts_nothing_twice(parts: Parts) -> None:
+    use(parts, "acme", 2.0, runs=3)
+    roll_up(parts)
+    parts.fill("UPDATE usage_rollups SET cluster = 7")
+    use(parts, "acme", 4.0)  # before the first roll-up there: in the books, and not in this
+    assert roll_up(parts) == 2
+    use(parts, "acme", 8.0)
+    roll_up(parts)
+    assert totals(parts)["worker_seconds"] == {("acme", ()): 10}
+    assert totals(parts)["runs"] == {("acme", ("succeeded", "api")): 5}
 
 
 def test_a_bucket_holds_what_took_as_long_as_its_bound_and_none_holds_the_rest(parts: Parts) -> None:
