@@ -67,7 +67,6 @@ def test_a_dashboard_can_be_imported_anywhere(name: str) -> None:
 
 def test_one_dashboard_is_for_the_operator_and_one_for_each_organization() -> None:
     boards = dashboards()
-    assert [path.name for path in sorted(OPS.iterdir())] == ["grafana", "prometheus"]
     assert boards.keys() == {"fairlane_operator", "fairlane_tenant_usage"}
     assert not any("$tenant" in str(panel) for panel in panels(boards["fairlane_operator"]))
     assert all("$tenant" in target["expr"] for p in panels(boards["fairlane_tenant_usage"]) for target in p["targets"])
