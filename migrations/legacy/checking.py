@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 import migrations
 from engine.errors import BadRequest
 from migrations.legacy import adopt, conversion, filling, road, secrets, sorting, staging
-from migrations.legacy.conversion import Converter
+from migrations.legacy.conversion import Converter, Notes
 from migrations.legacy.findings import TABLES, Count, Finding
 from migrations.legacy.road import Parts
 from migrations.legacy.secrets import Secrets
@@ -62,9 +62,9 @@ def foresee(connection: Connection, schema: str, parts: Parts) -> tuple[dict[str
     sorting.sort(connection, schema)
     now: datetime = connection.execute(text("SELECT now()")).scalar_one()
     opened = _opened(connection, schema, parts.old_key)
-    found, used_by = _planned(connection, schema, Converter(parts.actions, parts.kinds, opened, now))
+    notes = _planned(connection, schema, Converter(parts.actions, parts.kinds, opened, now))
     counts = {table: _count(connection, schema, table) for table in TABLES}
-    return counts, [*road.findings(connection), *secrets.findings(opened, used_by), *found]
+    return counts, [*road.findings(connection), *secrets.findings(opened, notes.used_by), *notes.findings()]
 
 
 def _opened(connection: Connection, schema: str, old_key: bytes | None) -> Secrets:
@@ -81,13 +81,12 @@ def _opened(connection: Connection, schema: str, old_key: bytes | None) -> Secre
     return opened
 
 
-def _planned(connection: Connection, schema: str, converter: Converter) -> tuple[list[Finding], dict[str, list[str]]]:
+def _planned(connection: Connection, schema: str, converter: Converter) -> Notes:
     """As `conversion.convert` plans them, without writing."""
-    findings: list[Finding] = []
-    used_by: dict[str, list[str]] = {}
+    notes = Notes()
     for row in _kept(connection, schema, "workflows", order="id"):
-        conversion.note(converter.plan(row), findings, used_by)
-    return findings, used_by
+        notes.add(converter.plan(row))
+    return notes
 
 
 def _kept(connection: Connection, schema: str, table: str, *, order: str) -> Any:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -29,6 +30,8 @@ from migrations.legacy.secrets import Secrets
 AUTHOR = "legacy"
 FIRST_RUNS = timedelta(minutes=10)
 """Over how long, at most, schedules that never ran are spread."""
+ADMITTED_A_MONTH = 10_000
+"""Runs, by the plan that organizations begin on; a check before an adoption has no table of plans to look at."""
 BATCH = 500
 UNCONVERTED = 0
 """The version that holds what could not be converted, so that its runs refer to something."""
@@ -60,6 +63,39 @@ class Planned:
     findings: tuple[Finding, ...] = ()
     credentials: tuple[str, ...] = ()
     """Ids of those that it uses."""
+    runs_a_month: int = 0
+    """That its schedule starts."""
+
+
+@dataclass(slots=True)
+class Notes:
+    """What is to be told of all workflows."""
+
+    used_by: dict[str, list[str]] = field(default_factory=dict)
+    """Id of a credential to the workflows that use it."""
+    _findings: list[Finding] = field(default_factory=list)
+    _runs_a_month: Counter[str] = field(default_factory=Counter)
+    """By organization."""
+
+    def add(self, plan: Planned) -> None:
+        self._findings += plan.findings
+        for credential_id in plan.credentials:
+            self.used_by.setdefault(credential_id, []).append(plan.columns["id"])
+        self._runs_a_month[plan.columns["tenant_id"]] += plan.runs_a_month
+
+    def findings(self) -> list[Finding]:
+        """Those of the workflows, and of users whose schedules alone start more than their new plan admits."""
+        return self._findings + [
+            Finding(
+                "users",
+                tenant_id.removeprefix("tenant_"),
+                Kind.NOTED,
+                f"its schedules start about {number:,} runs a month, and the plan that it gets admits"
+                f" {ADMITTED_A_MONTH:,}; what comes over that is held",
+            )
+            for tenant_id, number in sorted(self._runs_a_month.items())
+            if number > ADMITTED_A_MONTH
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +133,8 @@ class Converter:
         notes = tuple(
             Finding("workflows", row["id"], Kind.NOTED, reason) for reason in self._notes(row, workflow, missing)
         )
-        return Planned(columns, self._trigger(row, workflow, active=row["is_active"]), notes, used)
+        trigger = self._trigger(row, workflow, active=row["is_active"])
+        return Planned(columns, trigger, notes, used, _runs_a_month(workflow) if row["is_active"] else 0)
 
     def _notes(self, row: Mapping[str, Any], workflow: Workflow, missing: list[str]) -> Iterator[str]:
         for service in missing:
@@ -174,40 +211,32 @@ def odd_interval(config_json: str, every: timedelta) -> str | None:
     return f"its interval is {shown}, not a whole number of minutes up to a year; it runs every {minutes} minutes"
 
 
+def _runs_a_month(workflow: Workflow) -> int:
+    every = workflow.trigger.every if isinstance(workflow.trigger, ScheduleTrigger) else None
+    return 0 if every is None else timedelta(days=30) // every
+
+
 def _part_of(workflow_id: str, span: timedelta) -> timedelta:
     """A part of `span` that is even over many ids."""
     share = int.from_bytes(hashlib.sha256(workflow_id.encode()).digest()[:4])
     return timedelta(seconds=int(span.total_seconds() * share / 2**32))
 
 
-def convert(
-    connection: Connection, converter: Converter, progress: Progress
-) -> tuple[list[Finding], dict[str, list[str]]]:
-    """Convert all, a batch at a time; what somebody should know, and which workflows use which credential.
-
-    The system role is set.
-    """
+def convert(connection: Connection, converter: Converter, progress: Progress) -> Notes:
+    """Convert all, a batch at a time. The system role is set."""
     total = int(connection.execute(text("SELECT count(*) FROM workflows")).scalar_one())
-    findings: list[Finding] = []
-    used_by: dict[str, list[str]] = {}
+    notes = Notes()
     after: str | None = None
     done = 0
     while rows := [dict(row) for row in connection.execute(_NEXT, {"after": after, "limit": BATCH}).mappings()]:
         planned = [converter.plan(row) for row in rows]
         _write(connection, planned)
         for plan in planned:
-            note(plan, findings, used_by)
+            notes.add(plan)
         after = rows[-1]["id"]
         done += len(rows)
         progress("Converting workflows", done, total)
-    return findings, used_by
-
-
-def note(plan: Planned, findings: list[Finding], used_by: dict[str, list[str]]) -> None:
-    """Add what somebody should know, and which credentials the workflow uses."""
-    findings += plan.findings
-    for credential_id in plan.credentials:
-        used_by.setdefault(credential_id, []).append(plan.columns["id"])
+    return notes
 
 
 def _write(connection: Connection, planned: list[Planned]) -> None:

@@ -59,10 +59,10 @@ def _convert(connection: Connection, parts: Parts, progress: Progress) -> list[F
     act = text("SELECT set_config('role', :role, true), now()")
     now: datetime = connection.execute(act, {"role": SYSTEM_ROLE}).one()[1]
     opened = secrets.convert(connection, parts.vault, parts.old_key, progress)
-    found, used_by = conversion.convert(connection, Converter(parts.actions, parts.kinds, opened, now), progress)
+    notes = conversion.convert(connection, Converter(parts.actions, parts.kinds, opened, now), progress)
     history.convert(connection, progress)
     connection.execute(act, {"role": "none"})
-    return [*secrets.findings(opened, used_by), *found]
+    return [*secrets.findings(opened, notes.used_by), *notes.findings()]
 
 
 def counts(connection: Connection) -> dict[str, Count]:

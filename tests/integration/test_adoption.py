@@ -29,7 +29,7 @@ from engine.errors import BadRequest, Conflict, Unavailable
 from engine.leaving import Eraser
 from engine.vault import MasterKeyRing, Vault
 from migrations.legacy import adopt, checking, road, staging
-from migrations.legacy.conversion import next_fire
+from migrations.legacy.conversion import ADMITTED_A_MONTH, next_fire
 from migrations.legacy.findings import TABLES, Conversion, Kind
 from migrations.legacy.road import Parts
 from tests.command_line import DOWN, configured
@@ -187,6 +187,26 @@ def test_a_rhythm_that_is_not_as_it_was_written_is_told(dirty: tuple[Legacy, dic
     }.items():
         assert (Kind.NOTED, words) in found["workflows", ids[what]]
     assert ("workflows", ids["half-hourly"]) not in found
+
+
+def test_schedules_that_start_more_than_the_new_plan_admits_are_told(empty_database_url: str) -> None:
+    legacy = Legacy()
+    users = [legacy.user("busy@example.com", id="busy"), legacy.user("calm@example.com", id="calm")]
+    for user in users:
+        legacy.credential(user, "slack", "http://x/")
+        for active in (user == "busy", False):
+            every_minute = {"slack_message": "x", "interval": 1}
+            legacy.workflow(user, "schedule", "slack_message", every_minute, is_active=int(active))
+    legacy.write(empty_database_url)
+    [told] = _adopt(empty_database_url).findings
+    assert (told.table, told.id, told.kind) == ("users", "busy", Kind.NOTED)
+    assert told.reason.startswith(
+        "its schedules start about 43,200 runs a month, and the plan that it gets admits 10,000"
+    )
+    query = (
+        "SELECT DISTINCT (p.limits->>'max_executions_per_month')::int FROM tenants t JOIN plans p ON p.name = t.plan"
+    )
+    assert _rows(empty_database_url, query) == [(ADMITTED_A_MONTH,)]
 
 
 def test_a_key_that_opens_no_credential_is_refused_before_anything_is_changed(empty_database_url: str) -> None:
