@@ -1,9 +1,10 @@
-"""Quotas on a running installation: API, webhooks and a schedule at once, and a worker that is killed meanwhile."""
+"""Quotas on a running installation: fifty clients by API and webhook beside a schedule; API and worker are killed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 
 from tests.installation import Installation, Tenant, installed, wait_for
 
-LIMIT, CALLS = 40, 100
+LIMIT, CALLS, CLIENTS = 50, 200, 50
 ECHO = {"id": "echo", "action": "debug.echo", "with": {"text": "x"}}
 
 
@@ -26,11 +27,11 @@ def installation(tmp_path: Path, database_url: str) -> Iterator[Installation]:
 
 
 def set_limit(installation: Installation, tenant: str, limit: int) -> None:
-    """As another operator's transaction would."""
+    """As `fairlane tenants set-limit` does."""
     with psycopg.connect(installation.database_url.replace("+psycopg", "")) as connection:
         connection.execute(
-            "UPDATE tenants SET limits = limits || jsonb_build_object('max_executions_per_month', %s::int)"
-            " WHERE id = %s",
+            "UPDATE tenants SET limits = limits || jsonb_build_object('max_executions_per_month', %s::int),"
+            " limits_version = nextval('limits_version') WHERE id = %s",
             [limit, tenant],
         )
 
@@ -41,11 +42,41 @@ def count(installation: Installation, statement: str) -> int:
     return int(row[0]) if row else 0
 
 
+def now(installation: Installation) -> datetime:
+    with psycopg.connect(installation.database_url.replace("+psycopg", "")) as connection:
+        row = connection.execute("SELECT now()").fetchone()
+    assert row is not None
+    moment: datetime = row[0]
+    return moment
+
+
+def let_go_and_overtaken(installation: Installation, since: datetime) -> tuple[int, int]:
+    """How many runs were let go since a moment, and how many of them before an older one."""
+    statement = (
+        "SELECT count(*), count(*) FILTER (WHERE queued_at < before) FROM ("
+        " SELECT queued_at, lag(queued_at) OVER (ORDER BY id) AS before FROM runs WHERE queued_at > %s) AS released"
+    )
+    with psycopg.connect(installation.database_url.replace("+psycopg", "")) as connection:
+        row = connection.execute(statement, [since]).fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
 def executions(tenant: Tenant) -> int:
     return int(tenant.client.get("/api/usage").json()["executions"])
 
 
-def test_mixed_starts_are_admitted_exactly_and_the_held_run_once_the_limit_is_raised(
+def answered(tenant: Tenant, address: str, number: int) -> httpx.Response | None:
+    """None when nobody answered: then it is sent again, under the same key."""
+    key = {"Idempotency-Key": f"call-{number}", "webhook-id": f"call-{number}"}
+    try:
+        answer = tenant.client.post(address, json={"input": {"n": number}}, headers=key)
+    except httpx.TransportError:
+        return None
+    return None if answer.status_code >= 500 else answer
+
+
+def test_mixed_starts_are_admitted_exactly_while_processes_die_and_the_held_run_once_the_limit_is_raised(
     installation: Installation,
 ) -> None:
     tenant = installation.tenant()
@@ -56,17 +87,18 @@ def test_mixed_starts_are_admitted_exactly_and_the_held_run_once_the_limit_is_ra
         connection.execute("UPDATE triggers SET next_fire_at = now() WHERE type = 'schedule'")
 
     def start(number: int) -> str:
+        if number == CALLS // 4:
+            installation.kill("api")
+            installation.start_api()
         if number == CALLS // 2:
             installation.kill("worker")
-        if number % 2:
-            answer = tenant.hook(hooked, {"n": number})
-        else:
-            answer = tenant.client.post(f"/api/workflows/{hooked}/runs", json={"input": {"n": number}})
+        address = f"/api/webhooks/{hooked}" if number % 2 else f"/api/workflows/{hooked}/runs"
+        answer = wait_for(lambda: answered(tenant, address, number), "an answer of the API")
         assert answer.status_code == 202, answer.text
         found = answer.json()
         return str(found["run_id"] if "run_id" in found else found["run"]["id"])
 
-    with ThreadPoolExecutor(20) as crew:
+    with ThreadPoolExecutor(CLIENTS) as crew:
         made = list(crew.map(start, range(CALLS)))
     assert len(set(made)) == CALLS
     wait_for(lambda: count(installation, "SELECT count(*) FROM runs WHERE trigger = 'schedule'") > 0, "the schedule")
@@ -78,17 +110,20 @@ def test_mixed_starts_are_admitted_exactly_and_the_held_run_once_the_limit_is_ra
         seconds=90,
     )
     total = count(installation, "SELECT count(*) FROM runs")
+    assert total == CALLS + count(installation, "SELECT count(*) FROM runs WHERE trigger = 'schedule'")
     assert count(installation, "SELECT count(*) FROM runs WHERE wait_reason = 'quota'") == total - LIMIT
-    held = next(run for run in tenant.runs() if run["status"] == "held")
+    held = next(run for run in tenant.runs(limit=1, status="held"))
     waiting = tenant.client.get(f"/api/runs/{held['id']}/waiting").json()
     assert (waiting["reason"], "quota" in waiting["detail"]) == ("quota", True)
 
+    raised = now(installation)
     set_limit(installation, tenant.id, 10 * CALLS)
     wait_for(
         lambda: count(installation, "SELECT count(*) FROM runs WHERE status <> 'succeeded'") == 0 or None,
         "all that was held to run",
         seconds=90,
     )
+    assert let_go_and_overtaken(installation, raised) == (total - LIMIT, 0)
     report = tenant.client.get("/api/usage").json()
     assert report["executions"] == count(installation, "SELECT count(*) FROM runs")
     assert report["executions"] == report["action_calls"] == report["by_action"][0]["calls"]
