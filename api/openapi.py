@@ -55,6 +55,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "link_expired": (410, "The link to answer a run has expired."),
     "approval_expired": (410, "The time for an answer is over."),
     "too_large": (413, "The body is too large."),
+    "quota_payload": (413, "The run would be given more than the plan allows."),
     "unsupported_media_type": (415, "The body is neither JSON nor, for a workflow, YAML."),
     "invalid_input": (422, "Something in the input is wrong; `errors` has a JSON pointer and a sentence for each."),
     "quota_poll_interval": (422, "The plan does not allow to poll so often; `errors` points to it."),

@@ -139,6 +139,8 @@ class RunInHand:
     depth: int = 0
     parent_run_id: str | None = None
     concurrency_key: str | None = None
+    most_output: int = MAX_OUTPUT_BYTES
+    """Bytes of JSON that a step may answer; more is cut."""
     working: Deadline = NEVER
     """Of the time in the hands of workers, which the plan limits."""
     whole: Deadline = NEVER
@@ -311,20 +313,20 @@ class Unstorable(Exception):
     """The value is no JSON that could be stored, such as one that is nested hundreds of levels deep."""
 
 
-def storable(redact: Redactor, value: Json) -> Json:
-    """The value without secrets, at most `MAX_OUTPUT_BYTES` of JSON. Raises Unstorable."""
+def storable(redact: Redactor, value: Json, *, most: int = MAX_OUTPUT_BYTES) -> Json:
+    """The value without secrets, at most so many bytes of JSON. Raises Unstorable."""
     if value is None:
         return None
     try:
-        return bounded(redact(value))
+        return bounded(redact(value), most=most)
     except (PydanticSerializationError, RecursionError, TypeError, ValueError) as error:
         raise Unstorable(f"it is no JSON that can be stored ({type(error).__name__})") from error
 
 
-def bounded(output: Json) -> Json:
-    """The output as it is stored: cut to `MAX_OUTPUT_BYTES` of JSON, and marked."""
+def bounded(output: Json, *, most: int = MAX_OUTPUT_BYTES) -> Json:
+    """The output as it is stored: cut to so many bytes of JSON, and marked."""
     text = dump_json(output)
-    size = len(text.encode()) if len(text) * 4 > MAX_OUTPUT_BYTES else len(text)
-    if size <= MAX_OUTPUT_BYTES:
+    size = len(text.encode()) if len(text) * 4 > most else len(text)
+    if size <= most:
         return output
-    return {"cut": True, "bytes": size, "head": text[: MAX_OUTPUT_BYTES // 8]}
+    return {"cut": True, "bytes": size, "head": text[: most // 8]}

@@ -26,7 +26,17 @@ from engine.db import Row, TenantSession
 from engine.definition import load
 from engine.durations import format_duration
 from engine.errors import Cancelled, InvalidInput, TooLarge, Unavailable
-from engine.execution import NEVER, WORKFLOW, Clock, Deadline, Journal, LeftBehind, RunInHand, StepResult
+from engine.execution import (
+    MAX_OUTPUT_BYTES,
+    NEVER,
+    WORKFLOW,
+    Clock,
+    Deadline,
+    Journal,
+    LeftBehind,
+    RunInHand,
+    StepResult,
+)
 from engine.heartbeat import Heartbeat
 from engine.progress import Progress
 from engine.repository import relatives, runs
@@ -181,6 +191,7 @@ def _in_hand(
         depth=row["depth"],
         parent_run_id=row["parent_run_id"],
         concurrency_key=row["concurrency_key"],
+        most_output=min(row["max_payload"] or MAX_OUTPUT_BYTES, MAX_OUTPUT_BYTES),
         working=_working(row),
         whole=_whole(row, workflow),
         clock=Clock(row["now"]),

@@ -69,7 +69,7 @@ TALLIES = Tallies()
 
 WEBHOOK_OUTCOMES: Final = (
     "accepted", "duplicate", "not_found", "not_a_webhook", "invalid_body", "bad_signature", "workflow_inactive",
-    "tenant_suspended", "too_large", "quota_executions", "quota_queue", "unavailable", "failed",
+    "tenant_suspended", "too_large", "quota_payload", "quota_executions", "quota_queue", "unavailable", "failed",
 )  # fmt: skip
 """Stored and new, stored before under the same ``webhook-id``, the code of the refusal, or anything else."""
 

@@ -62,7 +62,7 @@ def perform(execution: Execution, tools: Tools) -> Execution:
 def _stored_form(action: Action, execution: Execution, output: Json) -> Json:
     """Raises Fatal for what cannot be stored: the effect has happened, and another attempt would only repeat it."""
     try:
-        return storable(execution.redact, output)
+        return storable(execution.redact, output, most=execution.run.most_output)
     except Unstorable as error:
         raise Fatal(
             f"{action.name} has done its work, but answered what is no output: {error}.", code="bad_output"

@@ -59,6 +59,9 @@ class Limits(BaseModel):
     max_credentials: int | None = Field(default=None, ge=0, le=MOST, description="stored credentials")
     max_run_seconds: int | None = Field(default=None, ge=1, le=MOST, description="seconds that one run may take")
     min_poll_interval: int | None = Field(default=None, ge=1, le=MOST, description="least seconds between two polls")
+    max_payload_bytes: int | None = Field(
+        default=None, ge=1024, le=MOST, description="bytes of what a run is given, and of what a step answers"
+    )
     log_retention_days: int | None = Field(default=None, ge=1, le=MOST, description="days that logs are kept")
 
 

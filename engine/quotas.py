@@ -29,6 +29,8 @@ QUOTA: Final = "quota"
 """The `wait_reason` of runs that are held over a limit."""
 FROM_OUTSIDE: Final = frozenset({"api", "webhook", "replay"})
 """Whoever starts runs this way hears of a refusal, and can try again."""
+MEASURED: Final = frozenset({*FROM_OUTSIDE, "poll", "workflow"})
+"""What these are given is bounded by the plan. A schedule gives its time only, and no failure is to go unhandled."""
 QUEUE_RETRY: Final = timedelta(seconds=10)
 """A queue gets shorter soon."""
 
@@ -50,10 +52,23 @@ class Verdict(StrEnum):
 class StartRefused(QuotaExceeded):
     """A start that a quota did not let happen; `note_refusal` puts it into the ledger."""
 
-    def __init__(self, detail: str, *, code: str, retry_after: timedelta, tenant_id: str, workflow_id: str) -> None:
+    def __init__(
+        self, detail: str, *, code: str, retry_after: timedelta | None, tenant_id: str, workflow_id: str
+    ) -> None:
         super().__init__(detail, code=code, retry_after=retry_after)
         self.tenant_id = tenant_id
         self.workflow_id = workflow_id
+
+
+class PayloadRefused(StartRefused):
+    """What the run was to be given is larger than the plan allows: 413, since waiting does not help."""
+
+    retryable = False
+
+    def __init__(self, size: int, most: int, *, tenant_id: str, workflow_id: str) -> None:
+        sentence = f"The run would be given {size:,} bytes of JSON; the plan allows {most:,} (max_payload_bytes)."
+        super().__init__(sentence, code="quota_payload", retry_after=None, tenant_id=tenant_id, workflow_id=workflow_id)
+        self.http_status = 413
 
 
 def refusal(verdict: Verdict, *, tenant_id: str, workflow_id: str, rejects: bool, now: datetime) -> StartRefused | None:

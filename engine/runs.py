@@ -18,10 +18,11 @@ from engine.answers import Answer, the_one
 from engine.db import Row, TenantSession, dump_json
 from engine.errors import Conflict, NotFound, Unavailable
 from engine.ports import Json, Publisher, RunMessage
-from engine.quotas import FROM_OUTSIDE, QUOTA, Verdict
+from engine.quotas import FROM_OUTSIDE, MEASURED, QUOTA, Verdict
 from engine.repository import quotas as stored_quotas
 from engine.repository import relatives, waits
 from engine.repository import runs as stored
+from engine.repository.allowances import limits
 from engine.states import RunState
 
 FLOODED = "poll_flood"
@@ -234,6 +235,7 @@ class Runs:
             run = stored.by_idempotency_key(session, request.idempotency_key)
             if run is not None:
                 return run
+        _refuse_payload(session, request)
         workflow = stored.why_not_started(session, request.workflow_id)
         if workflow is None:
             raise NotFound(f"There is no workflow {request.workflow_id}.")
@@ -243,7 +245,20 @@ class Runs:
         raise Conflict(f"The workflow {request.workflow_id} is not active: {reason}.", code="workflow_inactive")
 
 
+def _refuse_payload(session: TenantSession, request: Start) -> None:
+    """Raises PayloadRefused when the input is larger than the plan allows."""
+    size, most = _input_bytes(request, dump_json(request.input)), limits(session).get("max_payload_bytes")
+    if most is not None and size > most:
+        raise quotas.PayloadRefused(size, most, tenant_id=session.tenant_id, workflow_id=request.workflow_id)
+
+
+def _input_bytes(request: Start, text: str) -> int:
+    """What the limit is held against; 0 for what has none."""
+    return len(text.encode()) if request.trigger in MEASURED else 0
+
+
 def _columns(request: Start) -> Row:
+    text = dump_json(request.input)
     return {
         "run_id": ids.new_id("run"),
         "outside": request.trigger in FROM_OUTSIDE,
@@ -251,7 +266,8 @@ def _columns(request: Start) -> Row:
         "version": request.version,
         "status": (RunState.HELD if request.hold else RunState.QUEUED).value,
         "trigger": request.trigger,
-        "input": dump_json(request.input),
+        "input": text,
+        "input_bytes": _input_bytes(request, text),
         "priority": request.priority,
         "idempotency_key": request.idempotency_key,
         "replay_of": request.replay_of,

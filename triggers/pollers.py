@@ -150,7 +150,7 @@ class Poller:
         except Unavailable:
             raise
         except (Conflict, QuotaExceeded) as error:
-            if error.error_code == "unstorable":
+            if error.error_code in ("unstorable", "quota_payload"):
                 return self._fail(taken, error)
             log.warning("poll_put_off", tenant=tenant_id, workflow=workflow_id, reason=error.detail)
             return Result(Outcome.DROPPED, reason=error.detail)

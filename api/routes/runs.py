@@ -109,6 +109,7 @@ def cancel(run_id: str, call: Writer) -> Any:
         "step_not_reached",
         "version_unreadable",
         "workflow_inactive",
+        "quota_payload",
         "quota_executions",
         "quota_queue",
     ),

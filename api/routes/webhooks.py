@@ -40,6 +40,7 @@ router = APIRouter(route_class=Route, prefix="/api/webhooks", tags=["webhooks"])
             "bad_signature",
             "workflow_inactive",
             "too_large",
+            "quota_payload",
             "quota_executions",
             "quota_queue",
         ),

@@ -152,7 +152,7 @@ async def try_out(workflow_id: str, call: Reader, request: Request, body: DryRun
     "/{workflow_id}/runs",
     status_code=202,
     response_model=RunStarted,
-    responses=refusals("not_found", "workflow_inactive", "quota_executions", "quota_queue"),
+    responses=refusals("not_found", "workflow_inactive", "quota_payload", "quota_executions", "quota_queue"),
 )
 def start(workflow_id: str, call: Starter, body: RunBody | None = None, key: IdempotencyKey = None) -> Any:
     """Start a run. It is stored before the answer; a worker takes it when its turn comes."""

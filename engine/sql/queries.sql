@@ -7,6 +7,7 @@ WITH tenant AS MATERIALIZED (
            ((p.limits || t.limits) ->> 'max_executions_per_month')::bigint AS monthly,
            ((p.limits || t.limits) ->> 'max_queued_runs')::bigint AS waiting,
            greatest(p.limits_version, t.limits_version) AS version,
+           ((p.limits || t.limits) ->> 'max_payload_bytes')::bigint AS payload,
            coalesce((p.limits || t.limits) ->> 'over_quota' = 'reject', false) AS rejects
     FROM tenants t JOIN plans p ON p.name = t.plan
     WHERE t.id = :tenant_id AND t.status = 'active'
@@ -17,6 +18,7 @@ WITH tenant AS MATERIALIZED (
            :idempotency_key, :replay_of, :parent_run_id, :depth, tenant.max_seconds, :wait_reason
     FROM workflows w JOIN tenant ON tenant.id = w.tenant_id
     WHERE w.tenant_id = :tenant_id AND w.id = :workflow_id AND w.is_active AND w.deleted_at IS NULL
+      AND (tenant.payload IS NULL OR :input_bytes::bigint <= tenant.payload)
     ON CONFLICT (tenant_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
     RETURNING id, workflow_id, version, status, trigger, priority, attempt, replay_of, queued_at, wait_reason
 ), admission AS MATERIALIZED (
@@ -67,6 +69,8 @@ WHERE tenant_id = :tenant_id AND id = :run_id
   AND EXISTS (SELECT 1 FROM tenants t WHERE t.id = :tenant_id AND t.status = 'active')
 RETURNING id, workflow_id, version, trigger, input, attempt, crashes, priority, replay_of, queued_at, started_at,
           parent_run_id, depth, concurrency_key, max_seconds,
+          (SELECT ((p.limits || t.limits) ->> 'max_payload_bytes')::bigint
+           FROM tenants t JOIN plans p ON p.name = t.plan WHERE t.id = :tenant_id) AS max_payload,
           extract(epoch FROM deadline_at - now())::float8 AS seconds_left,
           extract(epoch FROM now() - started_at)::float8 AS age, now() AS now;
 

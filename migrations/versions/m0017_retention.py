@@ -1,4 +1,4 @@
-"""Runs are kept as long as the plan says, and organizations hear of a monthly limit that is near.
+"""Runs are kept as long as the plan says, payloads have a limit, and organizations hear of a month nearly used up.
 
 The index is in the order in which runs are deleted. Runs that an import made are no part of it: they stay.
 """
@@ -14,6 +14,12 @@ OWN_ROWS = "tenant_id = nullif(current_setting('app.tenant_id', true), '')"
 
 ENDED = """
 CREATE INDEX ix_runs_ended ON runs (tenant_id, finished_at) WHERE finished_at IS NOT NULL AND trigger <> 'legacy';
+"""
+
+PAYLOADS = """
+ALTER TABLE plans NO FORCE ROW LEVEL SECURITY;
+UPDATE plans SET limits = '{"max_payload_bytes": null}' || limits;
+ALTER TABLE plans FORCE ROW LEVEL SECURITY;
 """
 
 NOTICES = """
@@ -73,7 +79,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO fairlane_system;
 
 
 def upgrade() -> None:
-    for statements in (ENDED, NOTICES, ACCESS):
+    for statements in (ENDED, PAYLOADS, NOTICES, ACCESS):
         op.execute(statements)
 
 
@@ -84,5 +90,8 @@ def downgrade() -> None:
         DROP TABLE notice_deliveries;
         DROP TABLE quota_notices;
         DROP INDEX ix_runs_ended;
+        ALTER TABLE plans NO FORCE ROW LEVEL SECURITY;
+        UPDATE plans SET limits = limits - 'max_payload_bytes';
+        ALTER TABLE plans FORCE ROW LEVEL SECURITY;
         """
     )

@@ -68,7 +68,7 @@ def test_the_limits_are_those_of_the_design_and_each_says_its_unit() -> None:
     assert set(NAMES) == {
         "weight", "max_workflows", "max_executions_per_month", "max_concurrent_runs", "max_runs_per_minute",
         "max_queued_runs", "max_members", "max_credentials", "max_run_seconds", "min_poll_interval",
-        "log_retention_days",
+        "max_payload_bytes", "log_retention_days",
     }  # fmt: skip
     assert all(field.description for field in Limits.model_fields.values())
 
