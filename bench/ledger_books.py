@@ -3,7 +3,7 @@
 A book states numbers by organization, month and measure. The table of runs is read through a journal that Postgres
 itself keeps of it (`JOURNAL`, triggers of this program, not of the engine): when a run came to be admitted or held, and
 when a worker began and let go of it. From that alone the ledger, its roll-ups, the counters, the usage page, the
-quotas, the invoice and the metrics must be what they are.
+quotas, the invoice and the metrics must be what they are. Metrics have no months, and are compared with all time.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import psycopg
+from prometheus_client.parser import text_string_to_metric_families
 
 Key: TypeAlias = tuple[str, str, str]
 """Organization, month, measure."""
 Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 
 EXECUTIONS, HELD, REJECTED, ATTEMPTS = "executions", "held", "rejected", "attempts"
-STEPS, CALLS, SECONDS, BYTES_IN, BYTES_OUT = "steps", "action calls", "worker seconds", "bytes in", "bytes out"
-MEASURES = (EXECUTIONS, HELD, REJECTED, ATTEMPTS, STEPS, CALLS, SECONDS, BYTES_IN, BYTES_OUT)
+ENDED, STEPS, CALLS, SECONDS = "runs ended", "steps", "action calls", "worker seconds"
+BYTES_IN, BYTES_OUT = "bytes in", "bytes out"
+MEASURES = (EXECUTIONS, HELD, REJECTED, ENDED, ATTEMPTS, STEPS, CALLS, SECONDS, BYTES_IN, BYTES_OUT)
+"""A number may be of a part of one: ``runs ended: failed by api``."""
+EVER, ALL = "ever", "all"
+"""Instead of a month, and of an organization."""
 ROUNDING = 0.01
 """Seconds that two sums of the same seconds may differ by, each rounded somewhere."""
 
@@ -54,6 +59,8 @@ WHERE old = 'held' AND new = 'queued' OR old IS NULL AND new = 'queued' AND NOT 
 FROM_RUNS = {
     EXECUTIONS: f"SELECT tenant_id, {MONTH}, count(*) FROM ({ADMITTED}) a GROUP BY 1, 2",
     HELD: f"SELECT tenant_id, {MONTH}, count(*) FROM books.changes WHERE old = 'queued' AND new = 'held' GROUP BY 1, 2",
+    ENDED: f"SELECT tenant_id, {MONTH.replace('at ', 'finished_at ')}, count(*) FROM runs"
+    " WHERE finished_at IS NOT NULL GROUP BY 1, 2",
     ATTEMPTS: f"SELECT tenant_id, {MONTH}, count(*) FROM books.changes WHERE old = 'running'"
     " AND new IN ('waiting', 'queued', 'succeeded', 'failed') GROUP BY 1, 2",
     # What a replay was given is older than the replay, and what a cancel cut off was not finished by anybody.
@@ -85,14 +92,18 @@ class Book:
     stated: dict[Key, float] = field(default_factory=dict)
 
     def says(self, key: Key) -> float | None:
-        if key[2] not in self.measures:
+        if _whole(key[2]) not in self.measures:
             return None
         return self.stated.get(key, 0 if self.whole else None)
 
     def total(self, measure: str) -> float | None:
         if measure not in self.measures:
             return None
-        return sum(number for key, number in self.stated.items() if key[2] == measure)
+        return sum(number for key, number in self.stated.items() if _whole(key[2]) == measure)
+
+
+def _whole(measure: str) -> str:
+    return measure.partition(":")[0]
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,7 @@ def of_runs(connection: Connection) -> Book:
 
 def of_ledger(connection: Connection) -> Book:
     book = _summed(connection, "ledger", f"SELECT tenant_id, {MONTH}, {_SUMS} FROM usage GROUP BY 1, 2")
-    book.measures = MEASURES
+    book.measures = (*_SUMMED, STEPS)
     finished = f"SELECT tenant_id, {MONTH}, count(*) FROM usage WHERE kind = 'action_call' AND outcome <> 'parked'"
     for tenant, month, number in connection.execute(f"{finished} GROUP BY 1, 2".encode()):
         book.stated[tenant, month, STEPS] = number
@@ -207,6 +218,45 @@ def of_clients(month: str, refused: Mapping[str, int], open_: Mapping[str, int],
         lost = open_.get(tenant, 0)
         book.stated[tenant, month, REJECTED] = said if heard <= said <= heard + lost else heard
     return book
+
+
+def of_metrics(text: str) -> Book:
+    """What `/metrics` shows of all time; each organization must have a label of its own."""
+    book = Book("metrics", (ENDED, SECONDS, HELD, CALLS))
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels, tenant = sample.labels, sample.labels.get("tenant", ALL)
+            match sample.name.removeprefix("fairlane_"):
+                case "runs_total":
+                    key = (tenant, EVER, f"{ENDED}: {labels['status']} by {labels['trigger']}")
+                case "worker_seconds_total":
+                    key = (tenant, EVER, SECONDS)
+                case "quota_held_total":
+                    key = (tenant, EVER, HELD)
+                case "action_calls_total":
+                    key = (ALL, EVER, f"{CALLS}: {labels['action']} {labels['outcome']}")
+                case _:
+                    continue
+            book.stated[key] = book.stated.get(key, 0) + sample.value
+    return book
+
+
+def of_all_time(connection: Connection) -> list[Book]:
+    """The same as in the metrics, from the runs table and from the ledger."""
+    runs, ledger = Book("runs", (ENDED,)), Book("ledger", (SECONDS, HELD, CALLS))
+    for tenant, status, trigger, number in connection.execute(
+        b"SELECT tenant_id, status, trigger, count(*) FROM runs WHERE finished_at IS NOT NULL GROUP BY 1, 2, 3"
+    ):
+        runs.stated[tenant, EVER, f"{ENDED}: {status} by {trigger}"] = number
+    for action, outcome, number in connection.execute(
+        b"SELECT action, outcome, sum(quantity) FROM usage WHERE kind = 'action_call' GROUP BY 1, 2"
+    ):
+        ledger.stated[ALL, EVER, f"{CALLS}: {action} {outcome}"] = number
+    for (tenant, _, measure), number in of_ledger(connection).stated.items():
+        if measure in (SECONDS, HELD):
+            key = (tenant, EVER, measure)
+            ledger.stated[key] = ledger.stated.get(key, 0) + number
+    return [runs, ledger]
 
 
 def run_by_run(connection: Connection) -> list[str]:

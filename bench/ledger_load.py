@@ -71,6 +71,8 @@ class Tenant:
     id: str
     recipe: Recipe
     key: str
+    every: float
+    """Seconds from one run of its schedule to the next."""
     workflows: dict[str, str] = field(default_factory=dict)
     runs: list[str] = field(default_factory=list)
 
@@ -106,7 +108,7 @@ class Tenant:
             "sleepy": {"trigger": MANUAL, "steps": [tells, {"id": "rest", "wait": {"for": "1s"}}, last]},
             "parent": {"trigger": MANUAL, "steps": [call, last]},
             "clock": {
-                "trigger": {"type": "schedule", "every": "5s", "missed": "all"},
+                "trigger": {"type": "schedule", "every": f"{self.every:g}s", "missed": "all"},
                 "steps": [tells],
             },
         }
