@@ -19,6 +19,7 @@ from engine.db import Row
 from engine.errors import Fatal, NotFound
 from engine.metering import Metering
 from engine.ports import MeterEvent, MeterExporter
+from engine.repository import usage as stored_usage
 from engine.usage import RollUp
 from tests.api_server import settings_for
 from tests.engine_parts import Parts, parts_for
@@ -99,6 +100,18 @@ def test_what_is_recorded_late_is_an_event_of_its_own(desk: Desk) -> None:
         ("fairlane:acme:20261120T09:1", 3),
         ("fairlane:acme:20261120T09:2", 2),
     ]
+    assert desk.stripe.total("cus_acme") == 5
+
+
+def test_roll_ups_that_are_made_again_in_another_cluster_report_nothing_twice(desk: Desk) -> None:
+    desk.used("acme", 3, 9)
+    assert desk.export().sent == 1
+    desk.parts.fill("UPDATE usage_rollups SET cluster = 7")
+    with desk.parts.database.system() as session:
+        assert stored_usage.restart(session) is not None
+    assert desk.export().sent == 0, "while the roll-ups are empty"
+    desk.used("acme", 2, 10)
+    assert desk.export().sent == 1
     assert desk.stripe.total("cus_acme") == 5
 
 

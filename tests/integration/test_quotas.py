@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from engine.metrics import TALLIES
 from engine.plans import Plans
 from engine.quotas import FROM_OUTSIDE, Reconciler, StartRefused, note_refusal
+from engine.repository import usage as stored
 from engine.runs import FLOODED, Start
 from engine.usage import Period, RollUp
 from tests.fairshare_waiting import until
@@ -242,6 +243,14 @@ def test_roll_ups_are_made_again_when_whoever_writes_to_the_ledger_has_ended(wor
         late.commit()
         assert rolled.result().rows == 6
     assert world.report().executions == world.ledger() == 6
+
+
+def test_a_roll_up_has_as_long_as_it_needs(world: World) -> None:
+    """The first after an upgrade takes the whole ledger."""
+    with world.database.system() as session:
+        assert session.execute(sa.text("SHOW statement_timeout")).scalar_one() == "1min"
+        stored.roll_up(session)
+        assert session.execute(sa.text("SHOW statement_timeout")).scalar_one() == "0"
 
 
 def test_nobody_changes_the_ledger(world: World) -> None:
