@@ -20,8 +20,8 @@ from migrations.legacy.findings import TABLES, Count, Finding
 from migrations.legacy.road import Parts
 from migrations.legacy.secrets import Secrets
 
-LOGS_PER_SECOND = 3_000
-"""What `bench/adoption.py` measured on two cores that had other work, rounded."""
+PER_SECOND = {"logs": 3_000, "workflows": 1_000, "credentials": 100}
+"""What `bench/adoption.py` and 1,000 users measured on two cores that had other work, rounded."""
 ROOM_PER_LOG = 1_000
 """Bytes of a run, a line and their indexes, measured on 20,000 rows; the text of the row is stored twice more."""
 
@@ -52,7 +52,7 @@ def preview(database_url: str, parts: Parts) -> Preview:
         size = text("SELECT pg_total_relation_size('public.logs')")
         logs = int(connection.execute(size).scalar_one())
         connection.rollback()
-    seconds = 5 + counts["logs"].read // LOGS_PER_SECOND
+    seconds = 5 + sum(counts[table].read // number for table, number in PER_SECOND.items())
     room = 2 * logs + ROOM_PER_LOG * counts["logs"].read
     return Preview(form, migrations.head(), seconds, room, counts, findings, refused)
 
