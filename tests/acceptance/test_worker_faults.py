@@ -104,6 +104,9 @@ def memory_limit(name: str, size: int) -> Iterator[Path]:
     try:
         group.mkdir()
         (group / ("memory.max" if second else "memory.limit_in_bytes")).write_text(str(size))
+        swap = group / ("memory.swap.max" if second else "memory.memsw.limit_in_bytes")
+        if swap.exists():
+            swap.write_text("0" if second else str(size))
     except OSError as error:
         with contextlib.suppress(OSError):
             group.rmdir()
