@@ -35,6 +35,7 @@ CREATE SCHEMA books;
 CREATE TABLE books.changes (
     seq bigint GENERATED ALWAYS AS IDENTITY, xid text DEFAULT pg_current_xact_id()::text, at timestamptz DEFAULT now(),
     tenant_id text, run_id text, old text, new text);
+CREATE INDEX ON books.changes (run_id);
 CREATE FUNCTION books.note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     INSERT INTO books.changes (tenant_id, run_id, old, new)
@@ -155,13 +156,13 @@ def of_roll_ups(connection: Connection) -> list[Book]:
 
 
 def of_counters(connection: Connection) -> Book:
-    """Those that belong to the limits of now; others are counted anew from the ledger before anybody is admitted."""
+    """Those that admit: of organizations with a limit, and for the limits of now. Others are counted anew before use."""
     statement = b"""
-        SELECT c.tenant_id, to_char(c.period, 'YYYY-MM'), sum(c.used)
-        FROM quota_counters c JOIN tenants t ON t.id = c.tenant_id JOIN plans p ON p.name = t.plan
-        GROUP BY 1, 2, p.limits, t.limits HAVING bool_and(
-            c.monthly IS NOT DISTINCT FROM ((p.limits || t.limits) ->> 'max_executions_per_month')::bigint
-            AND c.queued IS NOT DISTINCT FROM ((p.limits || t.limits) ->> 'max_queued_runs')::bigint)
+        SELECT tenant_id, to_char(period, 'YYYY-MM'), sum(used) FROM quota_counters c JOIN (
+            SELECT t.id, p.limits || t.limits AS limits, greatest(p.limits_version, t.limits_version) AS version
+            FROM tenants t JOIN plans p ON p.name = t.plan) l ON l.id = c.tenant_id AND l.version = c.version
+        WHERE limits ->> 'max_executions_per_month' IS NOT NULL OR limits ->> 'max_queued_runs' IS NOT NULL
+        GROUP BY 1, 2
     """
     book = Book("counters", (EXECUTIONS,), whole=False)
     for tenant, month, number in connection.execute(statement):

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 
 CALLERS = 8
-PATIENCE = 60.0
+PATIENCE = 240.0
 """Seconds that a caller asks again; longer than an API that was killed needs to come back."""
 CANCELS, REPLAYS = 0.06, 0.05
 """Shares of starts after which the run is cancelled, or an earlier one is replayed."""
