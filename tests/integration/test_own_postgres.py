@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -17,10 +17,17 @@ from embedded.postgres import DATABASE, PostgresServer
 from engine import audit, leaving
 from engine.audit import Actor
 from engine.db import Database
+from engine.errors import Conflict
 from engine.moving import Cargo, Mover
 from engine.runs import Start
+from engine.vault import MasterKeyRing, Vault
+from migrations.legacy import adopt, checking
+from migrations.legacy.findings import TABLES
+from migrations.legacy.road import Parts
 from tests import trigger_parts
 from tests.engine_parts import parts_for
+from tests.legacy_database import KEY, clean, dump
+from triggers import KINDS
 
 PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
 
@@ -42,7 +49,9 @@ def execute(url: str, statements: str) -> None:
 
 
 @contextmanager
-def as_the_page_says(server: PostgresServer) -> Iterator[tuple[str, str]]:
+def as_the_page_says(
+    server: PostgresServer, migrate: Callable[[str], object] = migrations.upgrade
+) -> Iterator[tuple[str, str]]:
     """A migrated database: the URL of who owns it, and that of our processes."""
     make_owner, make_app = re.findall(r"```sql\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     server.start()
@@ -54,7 +63,7 @@ def as_the_page_says(server: PostgresServer) -> Iterator[tuple[str, str]]:
             url_of(server, user, password.replace(" ", "%20"))
             for user, password in re.findall(r"ROLE (\w+) LOGIN.* PASSWORD '(.*?)'", make_owner + make_app)
         )
-        migrations.upgrade(owner)
+        migrate(owner)
         execute(owner, make_app)
         yield owner, app
     finally:
@@ -69,6 +78,30 @@ def test_what_the_page_says_is_enough_to_migrate_and_to_run(server: PostgresServ
         with parts_for(app) as parts:
             run = parts.execute({"id": "echo", "action": "debug.echo", "with": {"text": "hello"}})
         assert (run["status"], run["output"]) == ("succeeded", {"text": "hello"})
+
+
+def test_who_owns_an_old_database_can_adopt_it_and_go_back_and_our_processes_erase_in_it(
+    server: PostgresServer,
+) -> None:
+    legacy = clean()
+    leaver = legacy.rows["users"][0]["id"]
+    parts = Parts(Vault(MasterKeyRing({"k": b"1" * 32})), actions.build(), KINDS, KEY)
+
+    def adopted(owner: str) -> None:
+        legacy.write(owner)
+        assert checking.preview(owner, parts).counts == adopt.adopt(owner, parts, lambda *_: None).counts
+
+    with as_the_page_says(server, adopted) as (owner, app):
+        with closing(Database(app, pool_size=1)) as database:
+            with database.system() as session:
+                leaving.delete(session, Actor("operator:test"), f"tenant_{leaver}", grace=timedelta(0))
+            assert leaving.Eraser(database).run_once().tenants == 1
+        with pytest.raises(Conflict, match="1 accounts that the multi-user system does not have"):
+            adopt.take_back(owner, discard_new=False, progress=lambda *_: None)
+        adopt.take_back(owner, discard_new=True, progress=lambda *_: None)
+        rows = dump(owner)
+    assert {table: len(rows[table]) for table in TABLES} == {"users": 2, "credentials": 4, "workflows": 4, "logs": 16}
+    assert not any(leaver in str(rows[table]) for table in TABLES)
 
 
 def test_what_owns_nothing_can_move_audit_and_erase_organizations(server: PostgresServer) -> None:
