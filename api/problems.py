@@ -86,6 +86,9 @@ async def _ours(request: Request, error: Exception) -> Problem:
         await run_in_threadpool(note_refusal, request.app.state.services.database, error)
     more: dict[str, Any] = {key: value for key, value in error.extra.items() if key != "retry_after"}
     detail = error.detail
+    if isinstance(error, Unavailable):
+        log.warning("request_unavailable", reason=detail)
+        detail = error.told
     if isinstance(error, InvalidInput):
         more["errors"] = _errors(error.faults)
         detail = detail if len(error.faults) <= MOST_FAULTS else _sentence(error.faults, len(error.faults))

@@ -50,7 +50,7 @@ class Breaker:
             return work()
         except self._failures as error:
             self._open(error)
-            raise Unavailable(f"{self._what} does not answer ({error}).") from error
+            raise Unavailable(f"{self._what} does not answer", cause=str(error)) from error
 
     def wait_closed(self, seconds: float) -> bool:
         """Whether calls are let through, now or within so many seconds."""

@@ -190,7 +190,7 @@ class Database:
         try:
             connection = self._begin(role, tenant_id)
         except _LOST as error:
-            raise Unavailable(f"The database does not answer ({_cause(error)}); try again.") from error
+            raise Unavailable("The database does not answer", cause=_cause(error)) from error
         try:
             yield connection
             _send(connection, b"COMMIT")
@@ -200,7 +200,7 @@ class Database:
                 raise TooLarge(f"The database cannot take that ({_cause(error)}).") from error
             if _state(error) == psycopg.errors.LockNotAvailable.sqlstate:
                 self._roll_back(connection)
-                raise Unavailable(f"Somebody else holds what is wanted ({_cause(error)}); try again.") from error
+                raise Unavailable("Somebody else holds what is wanted", cause=_cause(error)) from error
             connection.invalidate()
             raise _outage(error) from error
         except _READ_ONLY as error:
@@ -208,7 +208,7 @@ class Database:
                 self._roll_back(connection)
                 raise
             connection.invalidate()  # after a failover another server takes writes
-            raise Unavailable(f"The database takes no writes ({_cause(error)}); try again.") from error
+            raise Unavailable("The database takes no writes", cause=_cause(error)) from error
         except BaseException:
             self._roll_back(connection)
             raise
@@ -276,8 +276,8 @@ def _asks_too_much(error: Exception) -> bool:
 
 def _outage(error: Exception) -> Unavailable:
     if _state(error) == psycopg.errors.QueryCanceled.sqlstate:
-        return StatementTimeout(f"A statement took too long and was ended ({_cause(error)}); try again.")
-    return Unavailable(f"The database broke off ({_cause(error)}); try again.")
+        return StatementTimeout("A statement took too long and was ended", cause=_cause(error))
+    return Unavailable("The database broke off", cause=_cause(error))
 
 
 def _state(error: Exception) -> str | None:

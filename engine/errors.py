@@ -136,11 +136,19 @@ class QuotaExceeded(FairlaneError):
 
 
 class Unavailable(FairlaneError):
-    """Postgres, Redis or the expression evaluator does not answer. Nothing was half-done; the caller may repeat."""
+    """Postgres, Redis or the expression evaluator does not answer. Nothing was half-done; the caller may repeat.
+
+    `cause` is what the server or its driver said. It stands in the detail, for logs and operators; it may name hosts
+    and files of ours, so callers of the API are told the detail without it, `told`.
+    """
 
     code = "unavailable"
     status = 503
     retryable = True
+
+    def __init__(self, detail: str, *, cause: str | None = None) -> None:
+        super().__init__(detail if cause is None else f"{detail} ({cause}); try again.")
+        self.told = detail if cause is None else f"{detail}; try again."
 
 
 class StatementTimeout(Unavailable):

@@ -34,6 +34,7 @@ def unavailable(answer: httpx.Response) -> bool:
     assert answer.headers["content-type"] == "application/problem+json"
     assert int(answer.headers["retry-after"]) > 0
     assert "again" in answer.json()["detail"]
+    assert "port" not in answer.json()["detail"], "callers need not know where our servers are"
     return True
 
 

@@ -112,8 +112,9 @@ def test_a_trace_goes_on_where_its_header_arrives_and_carries_nothing_else(memor
     with tracing.continued(carried), tracing.span("run", {}):
         pass
     enqueue, run = memory.get_finished_spans()
-    assert run.parent is not None
-    assert run.parent.span_id == enqueue.get_span_context().span_id
+    context = enqueue.get_span_context()
+    assert run.parent is not None and context is not None
+    assert run.parent.span_id == context.span_id
 
 
 @pytest.mark.parametrize(
