@@ -156,7 +156,7 @@ def of_roll_ups(connection: Connection) -> list[Book]:
 
 
 def of_counters(connection: Connection) -> Book:
-    """Those that admit: of organizations with a limit, and for the limits of now. Others are counted anew before use."""
+    """Those that admit: of organizations with a limit, for the limits of now. Others are counted anew before use."""
     statement = b"""
         SELECT tenant_id, to_char(period, 'YYYY-MM'), sum(used) FROM quota_counters c JOIN (
             SELECT t.id, p.limits || t.limits AS limits, greatest(p.limits_version, t.limits_version) AS version
