@@ -29,7 +29,7 @@ from psycopg.rows import dict_row
 from psycopg.types import json as psycopg_json
 from sqlalchemy import exc
 
-from engine.errors import ConfigurationError, StatementTimeout, TooLarge, Unavailable
+from engine.errors import ConfigurationError, Locked, StatementTimeout, TooLarge, Unavailable
 from engine.sql import QUERIES
 
 TENANT_ROLE = "fairlane_tenant"
@@ -200,7 +200,7 @@ class Database:
                 raise TooLarge(f"The database cannot take that ({_cause(error)}).") from error
             if _state(error) == psycopg.errors.LockNotAvailable.sqlstate:
                 self._roll_back(connection)
-                raise Unavailable("Somebody else holds what is wanted", cause=_cause(error)) from error
+                raise Locked("Somebody else holds what is wanted", cause=_cause(error)) from error
             connection.invalidate()
             raise _outage(error) from error
         except _READ_ONLY as error:

@@ -14,6 +14,7 @@
     +-- QuotaExceeded           429  (402 where a plan must be changed first), with retry_after
     +-- Unavailable             503  a dependency is down; try again
     |   +-- StatementTimeout    503  Postgres ended a statement that took too long
+    |   +-- Locked              503  somebody else holds what is wanted for too long
     |   +-- PutBack             503  a run is in line again with what it has done
     |   +-- WrittenByNewer      503  a newer Fairlane wrote it, and only one like that can read it
     +-- VaultError              500  a secret cannot be read or written
@@ -155,6 +156,10 @@ class StatementTimeout(Unavailable):
     """That is heavy load; again and again, and with a large value to store, it is the statement and no outage."""
 
 
+class Locked(Unavailable):
+    """A wait for a lock was given up: what somebody else holds is of these rows, and no outage."""
+
+
 class PutBack(Unavailable):
     """A worker let a run go because a part of ours does not answer; Postgres has it in line, and the sweeper sees that.
 
@@ -164,6 +169,11 @@ class PutBack(Unavailable):
 
 class WrittenByNewer(Unavailable):
     """What a newer Fairlane stored, while an older process is still there. It is left for one that can read it."""
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether the next one would fare no better: a server is away, which is no matter of one statement or its rows."""
+    return isinstance(error, Unavailable) and not isinstance(error, StatementTimeout | Locked)
 
 
 class VaultError(FairlaneError):

@@ -6,6 +6,8 @@ deletes runs in pieces, and at last the organization itself with all that is lef
 usage, audit, and what an adoption of the multi-user system kept of it for the way back. Accounts of people stay: they
 are people's, not the organization's. The log says that it was erased, and where its audit ended.
 
+What fails for one organization is logged, stops no other, and is tried again at the next pass.
+
 A backup that was made before still holds the ciphertexts. It cannot be read when it was made without the table
 ``data_keys``, or when the master key that wrapped them is gone; docs/organizations.md says how.
 """
@@ -17,17 +19,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from engine import audit
 from engine.audit import Actor
 from engine.db import Database, Row, SystemSession
-from engine.errors import NotFound
+from engine.errors import NotFound, is_outage
 from engine.repository import leaving as stored
 
 GRACE = timedelta(days=30)
 BATCH = 500
-TENANTS = 20
-"""How many organizations one pass erases at most."""
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +39,8 @@ class Erased:
 
     tenants: int = 0
     runs: int = 0
+    failed: int = 0
+    """Organizations that could not be erased; each is logged with its reason."""
 
 
 def delete(session: SystemSession, by: Actor, tenant_id: str, *, grace: timedelta = GRACE) -> Row:
@@ -71,9 +74,19 @@ class Eraser:
     def run_once(self, *, now: datetime | None = None) -> Erased:
         """Erase what is due, by the database's clock unless `now` is given."""
         with self._database.system() as session:
-            due = stored.due_for_erasure(session, now=now, limit=TENANTS)
-        erased = [runs for tenant_id in due if (runs := self._erase(tenant_id, now)) is not None]
-        return Erased(tenants=len(erased), runs=sum(erased))
+            due = stored.due_for_erasure(session, now=now)
+        erased, failed = list[int](), 0
+        for tenant_id in due:
+            try:
+                runs = self._erase(tenant_id, now)
+            except Exception as error:
+                if is_outage(error):
+                    raise
+                failed += 1
+                log.exception("erasure_failed", tenant=tenant_id)
+            else:
+                erased += [] if runs is None else [runs]
+        return Erased(tenants=len(erased), runs=sum(erased), failed=failed)
 
     def _erase(self, tenant_id: str, now: datetime | None) -> int | None:
         """How many runs it had; None when it was restored since it was found due."""
@@ -87,14 +100,27 @@ class Eraser:
             deleted = self._delete_some_runs(tenant_id)
             erased += deleted
         with self._database.system() as session:
-            if not stored.erase_legacy(session, tenant_id):
-                log.warning("legacy_rows_kept", tenant=tenant_id, remedy="fairlane migrate --forget-legacy")
+            self._erase_legacy(session, tenant_id)
             head = stored.delete_tenant(session, tenant_id)
         if head is not None:
             ended = f"{head['id']}:{bytes(head['hash']).hex()}"
             log.warning("tenant_erased", tenant=tenant_id, data_keys=keys, runs=erased, audit_head=ended)
         self._forget_lane(tenant_id)
         return erased
+
+    @staticmethod
+    def _erase_legacy(session: SystemSession, tenant_id: str) -> None:
+        """What is kept for the way back and cannot be erased keeps nothing else: the log says how it goes, too."""
+        reason = "the function that erases them is missing"
+        try:
+            with session.savepoint():
+                if stored.erase_legacy(session, tenant_id):
+                    return
+        except DBAPIError as error:
+            if isinstance(error, OperationalError):  # a lock, or the server: it can be had later
+                raise
+            reason = str(error.orig)
+        log.warning("legacy_rows_kept", tenant=tenant_id, reason=reason, remedy="fairlane migrate --forget-legacy")
 
     def _delete_some_runs(self, tenant_id: str) -> int:
         with self._database.tenant(tenant_id) as session:

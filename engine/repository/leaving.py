@@ -55,11 +55,11 @@ def restore(session: SystemSession, tenant_id: str) -> Row | None:
     return session.row(statement)
 
 
-def due_for_erasure(session: SystemSession, *, now: datetime | None = None, limit: int) -> Sequence[str]:
-    """Organizations whose grace period is over."""
+def due_for_erasure(session: SystemSession, *, now: datetime | None = None) -> Sequence[str]:
+    """Organizations whose grace period is over: all, as some of them may not let themselves be erased."""
     moment = sa.func.now() if now is None else sa.literal(now)
     statement = sa.select(tenants.c.id).where(tenants.c.erase_after <= moment).order_by(tenants.c.erase_after)
-    return session.execute(statement.limit(limit)).scalars().all()
+    return session.execute(statement).scalars().all()
 
 
 def take_for_erasure(session: SystemSession, tenant_id: str, *, now: datetime | None = None) -> bool:

@@ -375,6 +375,23 @@ def test_an_eraser_that_may_not_reach_the_old_tables_says_what_does(empty_databa
     assert warning["remedy"] == "fairlane migrate --forget-legacy"
 
 
+def test_old_rows_that_a_table_of_somebody_else_holds_do_not_keep_the_organization(empty_database_url: str) -> None:
+    legacy = clean()
+    legacy.write(empty_database_url)
+    person = legacy.rows["users"][0]["id"]
+    _do(
+        empty_database_url,
+        f"CREATE TABLE sessions (user_id VARCHAR REFERENCES users);INSERT INTO sessions VALUES ('{person}')",
+    )
+    _adopt(empty_database_url)
+    with capture_logs() as said:
+        _erase(empty_database_url, f"tenant_{person}")
+    [warning] = [entry for entry in said if entry["event"] == "legacy_rows_kept"]
+    assert 'still referenced from table "sessions"' in warning["reason"]
+    assert _rows(empty_database_url, f"SELECT id FROM tenants WHERE id = 'tenant_{person}'") == []
+    assert _rows(empty_database_url, f"SELECT id FROM fairlane_legacy.users WHERE id = '{person}'") == [(person,)]
+
+
 @pytest.mark.parametrize(
     ("made", "sentence"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -13,11 +14,12 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
+from structlog.testing import capture_logs
 
-from engine import archive, audit, leaving
+from engine import archive, audit, db, leaving
 from engine.audit import Actor
 from engine.db import Database
-from engine.errors import NotFound, VaultError
+from engine.errors import NotFound, Unavailable, VaultError
 from engine.fairshare import Lanes
 from engine.leaving import Eraser
 from engine.models import metadata
@@ -137,8 +139,9 @@ def test_its_keys_are_shredded_before_anything_else_is_deleted(
             "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'disk full'; END $$;"
             "CREATE TRIGGER fail BEFORE DELETE ON runs FOR EACH ROW EXECUTE FUNCTION fail()"
         )
-        with pytest.raises(sa.exc.DBAPIError, match="disk full"):
-            Eraser(database).run_once(now=PAST_GRACE)
+        with capture_logs() as said:
+            assert Eraser(database).run_once(now=PAST_GRACE) == leaving.Erased(failed=1)
+        assert [(line["event"], line["tenant"]) for line in said] == [("erasure_failed", "a")]
         admin.execute("DROP TRIGGER fail ON runs")
     with database.tenant("a") as session:
         (row,) = credentials.for_step(session, name="shop", service="http", run_id="r", step_id="s", attempt=1)
@@ -146,6 +149,34 @@ def test_its_keys_are_shredded_before_anything_else_is_deleted(
             vault.open(session, row)
     Eraser(database).run_once(now=PAST_GRACE)
     assert left_of(database, "a") == {}
+
+
+def test_one_that_cannot_be_erased_holds_up_no_other(database: Database, database_url: str) -> None:
+    delete(database)
+    delete(database, "b")
+    with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as admin:
+        admin.execute("CREATE TABLE theirs (id TEXT REFERENCES tenants); INSERT INTO theirs VALUES ('a')")
+        assert Eraser(database).run_once(now=PAST_GRACE) == leaving.Erased(tenants=1, runs=1, failed=1)
+        assert rows(database, "SELECT id FROM tenants") == [{"id": "a"}]
+        admin.execute("DROP TABLE theirs")
+    assert Eraser(database).run_once(now=PAST_GRACE) == leaving.Erased(tenants=1)
+
+
+def test_one_whose_rows_somebody_else_holds_is_passed_over(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete(database)
+    delete(database, "b")
+    monkeypatch.setitem(db.CONNECT, "options", "-c lock_timeout=50ms")
+    hasty = contextlib.closing(Database(database_url))
+    with hasty as impatient, psycopg.connect(database_url.replace("+psycopg", "")) as admin:
+        admin.execute("SELECT 1 FROM tenants WHERE id = 'a' FOR UPDATE")
+        assert Eraser(impatient).run_once(now=PAST_GRACE) == leaving.Erased(tenants=1, runs=1, failed=1)
+
+
+def test_while_postgres_is_away_the_pass_ends() -> None:
+    with pytest.raises(Unavailable):
+        Eraser(Database("postgresql+psycopg://nobody@127.0.0.1:1/none")).run_once()
 
 
 def test_what_is_restored_at_the_last_moment_is_not_erased(database: Database) -> None:
