@@ -6,6 +6,8 @@ once, all together. `settle_usage` names the last of them when no transaction is
 
 Starts without a limit take no counter. They share the lock `unlimited` now, and whoever holds the first limit against
 the ledger takes it alone: so those under way are in the ledger when it is counted.
+
+What processes of 0014 call stays until they have been restarted, and hands on to what is new.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ DECLARE
     newest bigint;
 BEGIN
     LOCK TABLE usage IN SHARE MODE;
-    EXECUTE 'SELECT last_value FROM ' || pg_get_serial_sequence('usage', 'id') INTO newest;
+    EXECUTE 'SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM ' || pg_get_serial_sequence('usage', 'id')
+        INTO newest;
     RETURN newest;
 END
 $$;
@@ -207,6 +210,30 @@ END
 $$
 """
 
+# For processes that do not know of versions. Limits and version are looked up together: what the caller read a moment
+# ago may belong to an earlier one.
+BEFORE = """
+CREATE FUNCTION quota_take(
+    p_tenant text, p_but text, p_at timestamptz, p_monthly bigint, p_queued bigint, p_wanted bigint, p_wait boolean,
+    OUT taken bigint, OUT reason text
+) LANGUAGE sql AS $$
+    SELECT q.taken, q.reason
+    FROM tenants t JOIN plans p ON p.name = t.plan,
+        LATERAL quota_take(p_tenant, p_but, p_at, ((p.limits || t.limits) ->> 'max_executions_per_month')::bigint,
+                           ((p.limits || t.limits) ->> 'max_queued_runs')::bigint,
+                           greatest(p.limits_version, t.limits_version), p_wanted, p_wait) q
+    WHERE t.id = p_tenant
+$$;
+CREATE FUNCTION admit(
+    p_tenant text, p_run text, p_at timestamptz, p_monthly bigint, p_queued bigint, p_rejects boolean, p_wait boolean
+) RETURNS text LANGUAGE sql AS $$
+    SELECT admit(p_tenant, p_run, p_at, ((p.limits || t.limits) ->> 'max_executions_per_month')::bigint,
+                 ((p.limits || t.limits) ->> 'max_queued_runs')::bigint,
+                 greatest(p.limits_version, t.limits_version), p_rejects, p_wait)
+    FROM tenants t JOIN plans p ON p.name = t.plan WHERE t.id = p_tenant
+$$;
+"""
+
 ADMIT_TAKES = "text, text, timestamptz, bigint, bigint, {}boolean, boolean"
 TAKE_TAKES = "text, text, timestamptz, bigint, bigint, {}bigint, boolean"
 
@@ -215,12 +242,17 @@ def upgrade() -> None:
     op.execute(ROLLUPS)
     op.execute(SEEDS)
     op.execute("ALTER TABLE quota_counters ADD COLUMN version BIGINT DEFAULT 0 NOT NULL")
-    _replace("", TAKE_NOW, ADMIT_NOW)
+    _drop("")
+    for statements in (TAKE_NOW, ADMIT_NOW, BEFORE):
+        op.execute(statements)
 
 
 def downgrade() -> None:
     """Plans keep what they have."""
-    _replace("bigint, ", TAKE, ADMIT)
+    _drop("")
+    _drop("bigint, ")
+    for statements in (TAKE, ADMIT):
+        op.execute(statements)
     op.execute(
         """
         DROP FUNCTION settle_usage();
@@ -233,9 +265,7 @@ def downgrade() -> None:
     )
 
 
-def _replace(version: str, take: str, admit: str) -> None:
-    """Drop both functions, that take a `version` or none, and make others."""
+def _drop(version: str) -> None:
+    """Both functions, those that take a `version` or those that take none."""
     op.execute(f"DROP FUNCTION admit({ADMIT_TAKES.format(version)})")
     op.execute(f"DROP FUNCTION quota_take({TAKE_TAKES.format(version)})")
-    op.execute(take)
-    op.execute(admit)

@@ -126,3 +126,14 @@ def test_there_is_no_way_back_while_runs_are_held_over_a_quota(empty_database_ur
     _run(connection, "run_2", "held", reason="poll_flood")
     migrations.upgrade(empty_database_url, "0015")
     migrations.downgrade(empty_database_url, "0013")
+
+
+def test_a_ledger_that_nobody_wrote_to_ends_before_its_first_row(
+    empty_database_url: str, connection: Connection
+) -> None:
+    migrations.upgrade(empty_database_url, "0015")
+    _workflow(connection)
+    settle = sa.text("SELECT settle_usage()")
+    assert connection.execute(settle).scalar_one() == 0
+    _used(connection, "run_1", "execution", 1, 0)
+    assert connection.execute(settle).scalar_one() == 1

@@ -171,6 +171,39 @@ def test_a_limit_that_returns_as_it_was_counts_what_was_admitted_without_it(worl
     assert world.ledger() == world.counter() == 10
 
 
+def test_processes_of_the_version_before_go_on_admitting_until_they_are_restarted(world: World) -> None:
+    world.limit(max_executions_per_month=10, max_queued_runs=None)
+    at = f"'{NOW.isoformat()}'"
+    admit = sa.text(f"SELECT admit('acme', 'run_old', {at}, 10, NULL, false, true)")
+    enter = (
+        "INSERT INTO usage (tenant_id, at, kind, run_id, workflow_id)"
+        f" VALUES ('acme', {at}, 'execution', 'run_old', 'wf_1')"
+    )
+
+    def start(number: int) -> str:
+        if number % 2:
+            return str(world.start("schedule")["status"])
+        with world.database.tenant("acme") as session:
+            verdict = str(session.execute(admit).scalar_one())
+            if verdict == "admitted":
+                session.execute(sa.text(enter))
+            return verdict
+
+    with ThreadPoolExecutor(16) as crew:
+        said = list(crew.map(start, range(64)))
+    assert 10 >= said.count("admitted") + said.count("queued") == world.ledger() == world.counter()
+    world.rows("DELETE FROM runs WHERE status = 'held' RETURNING 1 AS n")
+    assert [start(0) for _ in range(11 - world.ledger())][-1] == "executions"
+    assert world.ledger() == world.counter() == 10
+
+    world.limit(max_executions_per_month=None)
+    assert start(0) == "admitted", "what it read of the limits is older than what they are"
+    world.limit(max_executions_per_month=13)
+    take = sa.text(f"SELECT taken, reason FROM quota_take('acme', '', {at}, 13, NULL, 5, true)")
+    with world.database.tenant("acme") as session:
+        assert session.row(take) == {"taken": 2, "reason": "executions"}
+
+
 def test_schedules_of_a_suspended_organization_are_not_late(world: World) -> None:
     late = (
         "INSERT INTO triggers (tenant_id, workflow_id, type, config, next_fire_at)"
