@@ -331,7 +331,7 @@ app.conf.beat_schedule = {
     "roll_up": {"task": "fairlane.tick.roll_up", "schedule": 10.0},
     "notice": {"task": "fairlane.tick.notice", "schedule": 5.0},
     "deliver": {"task": "fairlane.tick.deliver", "schedule": 2.0},
-    "expire": {"task": "fairlane.tick.expire", "schedule": 600.0},
+    "expire": {"task": "fairlane.tick.expire", "schedule": 60.0},
     "reconcile": {"task": "fairlane.tick.reconcile", "schedule": crontab(hour=3, minute=17)},
 }
 

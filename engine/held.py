@@ -10,8 +10,6 @@ What fails for one organization is logged and stops no other. Each time another 
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -20,6 +18,7 @@ import structlog
 from engine.db import Database
 from engine.repository import quotas as stored
 from engine.runs import RELEASED_AT_ONCE, Runs
+from engine.turns import Turns
 
 MAX_BATCHES = 20
 """Of one tenant in one tick: another waits, too."""
@@ -40,21 +39,13 @@ class Held:
     def __init__(self, database: Database, runs: Runs) -> None:
         self._database = database
         self._runs = runs
-        self._first = ""
+        self._turns = Turns()
 
     def run_once(self, now: datetime | None = None) -> Result:
         """As of `now`, which is the database's own unless given."""
         with self._database.system() as session:
             tenants = stored.with_held(session, now)
-        return Result(sum(self._release(tenant_id, now) for tenant_id in self._in_turn(tenants)))
-
-    def _in_turn(self, tenants: Sequence[str]) -> list[str]:
-        """Beginning behind the one that was first the last time."""
-        ordered = sorted(tenants)
-        begin = bisect.bisect_right(ordered, self._first)
-        turn = ordered[begin:] + ordered[:begin]
-        self._first = turn[0] if turn else ""
-        return turn
+        return Result(sum(self._release(tenant_id, now) for tenant_id in self._turns.order(tenants)))
 
     def _release(self, tenant_id: str, now: datetime | None) -> int:
         released = 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -76,7 +77,7 @@ class World:
     def limit(self, value: str, tenant: str = "acme") -> None:
         self.fill(f"UPDATE tenants SET limits = '{{\"log_retention_days\": {value}}}' WHERE id = '{tenant}'")
 
-    def expire(self, **options: int) -> Result:
+    def expire(self, **options: Any) -> Result:
         return Retention(self.database, **options).run_once(NOW)
 
     def rows(self, statement: str) -> list[Row]:
@@ -200,9 +201,53 @@ def test_a_pass_deletes_the_oldest_first_and_leaves_the_rest_to_the_next(
     monkeypatch.setattr("engine.retention.MAX_BATCHES", 2)
     for n in range(6):
         world.ended(f"run_{n}", days=40 - n)
-    assert world.expire(batch=2) == Result(runs=4)
+    assert world.expire(batch=2, clock=_over_at(1)) == Result(runs=4)
     assert world.runs() == ["run_4", "run_5"]
     assert world.expire(batch=2) == Result(runs=2)
+
+
+def _over_at(looks: int) -> Callable[[], float]:
+    """A clock by which the time of a pass is over at that look after the first."""
+    times = itertools.chain([0.0] * looks, itertools.repeat(1000.0))
+    return lambda: next(times)
+
+
+def test_while_there_is_time_whoever_has_more_gets_it_after_everybody_had_his_share(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.retention.MAX_BATCHES", 2)
+    world.ended(*(f"run_{n}" for n in range(11)))
+    world.ended(*(f"theirs_{n}" for n in range(5)), tenant="beta")
+    with capture_logs() as lines:
+        assert world.expire(batch=2) == Result(runs=16)
+    assert [(line["tenant"], line["count"]) for line in lines] == [
+        ("acme", 4), ("beta", 4), ("acme", 4), ("beta", 1), ("acme", 3),
+    ]  # fmt: skip
+
+
+def test_a_pass_ends_when_its_time_is_over_and_the_next_begins_with_another(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.retention.MAX_BATCHES", 1)
+    world.ended(*(f"run_{n}" for n in range(9)))
+    world.ended(*(f"theirs_{n}" for n in range(9)), tenant="beta")
+    retention = Retention(world.database, batch=1, clock=_over_at(2))
+    with capture_logs() as lines:
+        assert retention.run_once(NOW) == Result(runs=3)
+        assert retention.run_once(NOW).runs > 10
+    assert [line["tenant"] for line in lines][:5] == ["acme", "beta", "acme", "beta", "acme"]
+
+
+def test_rows_that_somebody_else_holds_stop_no_other_organization(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.ended("a")
+    world.ended("b", tenant="beta")
+    monkeypatch.setitem(db.CONNECT, "options", "-c lock_timeout=50ms")
+    with contextlib.closing(Database(world.url)) as hasty, world.database.tenant("acme") as holder:
+        holder.execute(sa.text("UPDATE steps SET output = '2'"))
+        assert Retention(hasty).run_once(NOW) == Result(runs=1, failed=1)
+    assert (world.runs(), world.runs("beta")) == (["a"], [])
 
 
 REFUSES = """

@@ -18,7 +18,7 @@ PURE = {
     "answers", "cel_child", "cel_pool", "cel_source", "cel_wire", "common_passwords", "definition", "definition_checks",
     "definition_faults", "document_text", "durations", "errors", "expressions", "graph", "ids", "invoice",
     "invoice_page", "legacy_form", "passwords", "permissions", "ports", "redaction", "resume_links", "retry", "states",
-    "step", "templates", "workflow",
+    "step", "templates", "turns", "workflow",
 }  # fmt: skip
 IO = [
     "settings", "logs", "metrics", "tracing", "sql", "db", "schema", "models_usage", "models_metrics", "models",
