@@ -37,7 +37,7 @@ usage = Table(
     Column("action", Text),
     Column("quantity", Integer, nullable=False, server_default="1"),
     Column("seconds", Double, nullable=False, server_default="0", doc="of a worker"),
-    Column("outcome", Text, doc="of action_call: the state of its step; of rejected: the code"),
+    Column("outcome", Text, doc="of action_call: the state of its step; of held: the limit; of rejected: the code"),
     Column("bytes_in", BigInteger, nullable=False, server_default="0", doc="what an action answered, as JSON"),
     Column("bytes_out", BigInteger, nullable=False, server_default="0", doc="what an action was given, as JSON"),
     Column(

@@ -129,7 +129,7 @@ class Runs:
             )
             if refusal is not None:
                 raise refusal
-        return stored_quotas.hold(session, run["id"], now)
+        return stored_quotas.hold(session, run["id"], now, verdict=verdict.value)
 
     def _now(self) -> datetime | None:
         return None if self._clock is None else self._clock()

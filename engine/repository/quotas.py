@@ -15,9 +15,9 @@ from engine.states import RunState
 _LIMITS = plans.c.limits.concat(tenants.c.limits)
 
 
-def hold(session: TenantSession, run_id: str, moment: datetime | None) -> Row:
-    """Hold a run that was stored in this transaction and is not admitted."""
-    (row,) = session.query("hold_run", tenant_id=session.tenant_id, run_id=run_id, at=moment)
+def hold(session: TenantSession, run_id: str, moment: datetime | None, *, verdict: str) -> Row:
+    """Hold a run that was stored in this transaction and is not admitted; `verdict` says why."""
+    (row,) = session.query("hold_run", tenant_id=session.tenant_id, run_id=run_id, at=moment, verdict=verdict)
     return row
 
 

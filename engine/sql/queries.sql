@@ -34,20 +34,36 @@ WITH tenant AS MATERIALIZED (
 SELECT new.*, admission.lane, admission.rejects, admission.verdict FROM new, admission;
 
 -- name: hold_run
--- Why apart from start_run: few starts are over a quota. Why the limit is looked up here: behind others that are held
--- nobody has asked which it is; when the month is not used up, it is the queue.
+-- Why apart from start_run: few starts are over a quota. Why the limit is looked up for `line`: behind others that are
+-- held nobody has asked which it is. Where neither is used up the run is held for those others alone. What counters say
+-- may be too little, never too much.
 WITH run AS (
     UPDATE runs SET status = 'held', wait_reason = 'quota'
     WHERE tenant_id = :tenant_id AND id = :run_id AND status = 'queued'
     RETURNING tenant_id, id, workflow_id, status, wait_reason
+), tenant AS (
+    SELECT t.id, ((p.limits || t.limits) ->> 'max_executions_per_month')::bigint AS monthly,
+           ((p.limits || t.limits) ->> 'max_queued_runs')::bigint AS waiting
+    FROM tenants t JOIN plans p ON p.name = t.plan WHERE t.id = :tenant_id
 ), ledger AS (
     INSERT INTO usage (tenant_id, at, kind, run_id, workflow_id, outcome)
-    SELECT tenant_id, coalesce(:at::timestamptz, now()), 'held', id, workflow_id, CASE WHEN EXISTS (
-        SELECT 1 FROM quota_counters c
-        WHERE c.tenant_id = run.tenant_id
-          AND c.period = date_trunc('month', coalesce(:at::timestamptz, now()) AT TIME ZONE 'UTC')::date
-        HAVING sum(c.used) >= min(c.monthly)) THEN 'max_executions_per_month' ELSE 'max_queued_runs' END
-    FROM run
+    SELECT run.tenant_id, coalesce(:at::timestamptz, now()), 'held', run.id, run.workflow_id, CASE
+        WHEN :verdict::text = 'executions' THEN 'max_executions_per_month'
+        WHEN :verdict::text = 'queue' THEN 'max_queued_runs'
+        WHEN tenant.monthly <= (
+            SELECT sum(c.used) FROM quota_counters c
+            WHERE c.tenant_id = tenant.id
+              AND c.period = date_trunc('month', coalesce(:at::timestamptz, now()) AT TIME ZONE 'UTC')::date
+        ) THEN 'max_executions_per_month'
+        WHEN tenant.waiting <= (
+            SELECT count(*) FROM (
+                SELECT 1 FROM runs r
+                WHERE r.tenant_id = tenant.id AND r.finished_at IS NULL AND r.wait_reason IS NULL AND r.priority >= 0
+                  AND r.status = 'queued' AND r.id <> run.id
+                LIMIT tenant.waiting) waiting
+        ) THEN 'max_queued_runs'
+        ELSE 'line' END
+    FROM run, tenant
 )
 SELECT status, wait_reason FROM run;
 

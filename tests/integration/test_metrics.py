@@ -130,6 +130,24 @@ def test_a_held_run_counts_with_the_limit_that_it_is_over(parts: Parts, limit: s
     assert totals(parts)["quota_held"] == {("acme", (limit,)): 3}
 
 
+def test_a_run_that_is_held_for_others_alone_is_over_no_limit(parts: Parts) -> None:
+    parts.workflow(ECHO)
+    parts.fill("""UPDATE tenants SET limits = '{"max_executions_per_month": 1, "max_queued_runs": null}'""")
+    for _ in range(2):
+        parts.start(trigger="schedule")
+    parts.fill("UPDATE quota_counters SET monthly = -1")
+    parts.start(trigger="schedule")
+    for limits in ('"max_executions_per_month": 9', '"max_queued_runs": 2, "max_executions_per_month": null'):
+        parts.fill(f"UPDATE tenants SET limits = '{{{limits}}}'")
+        parts.start(trigger="schedule")
+    roll_up(parts)
+    assert totals(parts)["quota_held"] == {
+        ("acme", ("max_executions_per_month",)): 2,
+        ("acme", ("line",)): 1,
+        ("acme", ("max_queued_runs",)): 1,
+    }
+
+
 def test_what_a_transaction_undoes_was_never_counted(parts: Parts) -> None:
     parts.workflow(ECHO)
     run_id = parts.start()
