@@ -92,6 +92,7 @@ class Services:
     metering: Metering | None
     """None while no payment provider is configured."""
     held: Held
+    flusher: Flusher
     roll_up: RollUp
     reconciler: Reconciler
     retention: Retention
@@ -116,7 +117,6 @@ def _services(_pid: int) -> Services:
     publisher = CeleryPublisher(lanes)
     mailer = Mailer(configured)
     runs = Runs(publisher)
-    Flusher(database).start()
     links = ResumeLinks(configured.secret_key.get_secret_value(), configured.public_url)
     return Services(
         settings=configured,
@@ -139,6 +139,7 @@ def _services(_pid: int) -> Services:
         closer=Closer(database),
         metering=_metering(configured, database),
         held=Held(database, runs),
+        flusher=Flusher(database).start(),
         roll_up=RollUp(database, labels=configured.metrics_tenant_limit),
         reconciler=Reconciler(database),
         retention=Retention(database),
@@ -401,8 +402,10 @@ def _forget_for_log_lines(**_context: Any) -> None:
 
 
 @signals.worker_process_shutdown.connect
-def _send_spans(**_context: Any) -> None:
+def _send_what_is_left(**_context: Any) -> None:
     """A child of prefork ends without the handlers that every other process calls at its end."""
+    if metrics.TALLIES.some.is_set():
+        services().flusher.stop()
     tracing.stop()
 
 

@@ -231,7 +231,7 @@ def tasks() -> Any:
         (signals.task_prerun, tasks._charge_from_here),
         (signals.task_prerun, tasks._name_in_log_lines),
         (signals.task_postrun, tasks._forget_for_log_lines),
-        (signals.worker_process_shutdown, tasks._send_spans),
+        (signals.worker_process_shutdown, tasks._send_what_is_left),
     ]
     for signal, receiver in connected:
         signal.disconnect(receiver)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +29,7 @@ from tests.engine_parts import Parts, parts_for
 from tests.fairshare_waiting import until
 from tests.scripted import WorkerDied, call, scripted
 
+ROOT = Path(__file__).parents[2]
 Labels = tuple[str | None, tuple[str, ...]]
 ECHO = {"id": "a", "action": "debug.echo", "with": {"text": "hello"}}
 
@@ -320,3 +325,28 @@ def test_a_forked_child_flushes_nothing_of_its_parent() -> None:
         os._exit(len(tallies.take()))
     assert os.waitpid(child, 0)[1] == 0
     assert tallies.take() == {WOKEN: 1}
+
+
+def test_a_child_of_prefork_flushes_at_its_end(parts: Parts) -> None:
+    """It ends by `os._exit`, as celery's pool has it."""
+    ends = (
+        "import os, tasks\n"
+        "from celery import signals\n"
+        "from engine.metrics import HANDED_BACK\n"
+        "tasks.services()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    HANDED_BACK.inc(reason='newer')\n"
+        "    signals.worker_process_shutdown.send(sender=None, pid=os.getpid(), exitcode=0)\n"
+        "    os._exit(0)\n"
+        "os._exit(os.waitpid(child, 0)[1])\n"
+    )
+    environment = {
+        **os.environ,
+        "FAIRLANE_DATABASE_URL": parts.url,
+        "FAIRLANE_REDIS_URL": "redis://127.0.0.1:1/0",
+        "FAIRLANE_SECRET_KEY": "s" * 40,
+        "FAIRLANE_MASTER_KEYS": f"k:{b64encode(b'1' * 32).decode()}",
+    }
+    subprocess.run([sys.executable, "-c", ends], cwd=ROOT, env=environment, check=True, timeout=60)
+    assert totals(parts)["handed_back"] == {(None, ("newer",)): 1}
