@@ -3,6 +3,7 @@
 A delivery is claimed for some minutes before it is sent, so that one whose sender dies is sent again. What is not taken
 is tried again after 10 s, then after twice as long each time; after twelve attempts, which is some six hours, it is
 given up, and the audit and the log say why. A receiver that hangs costs ten seconds and holds up no more than its own.
+So does what nobody foresaw: it is an attempt like others, and so is one whose sender died.
 """
 
 from __future__ import annotations
@@ -85,9 +86,14 @@ class NoticeDelivery:
 
     def _deliver(self, row: Row, now: datetime) -> Outcome:
         try:
+            if row["attempts"] > ATTEMPTS:
+                raise Undelivered("No attempt came to an end.", final=True)
             self._send(row, now)
         except Undelivered as error:
             return self._put_off(row, error, now)
+        except Exception as error:  # whatever it is: this attempt is made, and others wait behind it
+            log.exception("notice_failed", tenant=row["tenant_id"], channel=row["channel"])
+            return self._put_off(row, Undelivered(f"It could not be sent ({type(error).__name__})."), now)
         with self._database.system() as session:
             stored.mark(session, row, state="sent", sent_at=now, error=None)
         return "sent"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from standardwebhooks import Webhook
+from structlog.testing import capture_logs
 
 from actions.guard import AddressPolicy
 from actions.http import GuardedClient
@@ -231,6 +232,35 @@ def test_a_sender_that_dies_leaves_the_notice_to_be_sent_again(world: World) -> 
         NoticeDelivery(world.parts.database, post=dies, mailer=world.mailer, key=KEY).run_once(NOW)
     assert world.deliver(after=timedelta(minutes=4)) == Delivered()
     assert world.deliver(after=timedelta(minutes=5)) == Delivered(sent=1)
+
+
+def test_after_as_many_senders_that_died_as_attempts_are_made_it_is_given_up(world: World) -> None:
+    world.listen()
+    world.use(8)
+    world.notice()
+    world.parts.fill(f"UPDATE notice_deliveries SET attempts = {ATTEMPTS}")
+    assert world.deliver() == Delivered(given_up=1)
+    assert world.receiver.received == []
+    (row,) = world.deliveries()
+    assert (row["state"], row["error"]) == ("given_up", "No attempt came to an end.")
+    assert [said["reason"] for said in world.said("quota.notice_undelivered")] == ["No attempt came to an end."]
+
+
+def test_what_nobody_foresaw_is_an_attempt_and_holds_up_no_other(world: World) -> None:
+    world.listen()
+    world.use(8)
+    world.notice(mails=True)
+
+    def fails(*_request: Any) -> int:
+        raise LookupError("a secret")
+
+    delivery = NoticeDelivery(world.parts.database, post=fails, mailer=world.mailer, key=KEY)
+    with capture_logs() as lines:
+        assert delivery.run_once(NOW) == Delivered(sent=2, later=1)
+    assert [line["event"] for line in lines] == ["notice_failed"]
+    (row,) = [row for row in world.deliveries() if row["channel"] == "webhook"]
+    assert (row["state"], row["attempts"], row["error"]) == ("pending", 1, "It could not be sent (LookupError).")
+    assert world.deliver(after=pause(1)) == Delivered(sent=1)
 
 
 def test_who_takes_the_url_away_gets_nothing_more(world: World) -> None:
