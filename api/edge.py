@@ -16,6 +16,7 @@ import structlog
 from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import Problem, unforeseen
@@ -103,11 +104,13 @@ class _Exchange:
         refused = self._refused()
         if refused is not None:
             if self._scope["path"].startswith(WEBHOOKS):
-                metrics.WEBHOOKS.inc(outcome="too_large" if refused.status_code == 413 else "failed")
+                metrics.WEBHOOKS.inc(outcome="too_large" if refused.status_code == 413 else "bad_request")
             await refused(self._scope, self._receive, self.send)
             return
         try:
             await app(self._scope, self.receive, self.send)
+        except ClientDisconnect:  # nobody is there to be answered, and nothing of ours has failed
+            pass
         except Exception as error:
             answer = unforeseen(Request(self._scope), error)
             if self._status is None:

@@ -69,9 +69,13 @@ TALLIES = Tallies()
 
 WEBHOOK_OUTCOMES: Final = (
     "accepted", "duplicate", "not_found", "not_a_webhook", "invalid_body", "bad_signature", "workflow_inactive",
-    "tenant_suspended", "too_large", "quota_payload", "quota_executions", "quota_queue", "unavailable", "failed",
+    "tenant_suspended", "too_large", "quota_payload", "quota_executions", "quota_queue", "bad_request", "unavailable",
+    "failed",
 )  # fmt: skip
-"""Stored and new, stored before under the same ``webhook-id``, the code of the refusal, or anything else."""
+"""Stored and new, stored before under the same ``webhook-id``, the code of the refusal, or what nobody foresaw.
+
+``bad_request`` stands for all else that is wrong with a request, and for callers that hang up.
+"""
 
 RUNS = Series("runs", "Runs that ended, by state and by what started them.", ("status", "trigger"), by_tenant=True)
 RUN_SECONDS = Series(

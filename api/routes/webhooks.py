@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from api.openapi import TAKES_ANYTHING, refusals
 from api.schemas_runs import Triggered
@@ -79,12 +80,20 @@ def _tallied() -> Iterator[list[str]]:
     said: list[str] = []
     try:
         yield said
-    except FairlaneError as error:
-        said.append(error.error_code)
-        raise
-    except HTTPException as error:
-        said.append("too_large" if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else "failed")
+    except Exception as error:
+        said.append(_blamed(error))
         raise
     finally:
-        outcome = said[0] if said and said[0] in WEBHOOK_OUTCOMES else "failed"
-        WEBHOOKS.inc(outcome=outcome)
+        WEBHOOKS.inc(outcome=said[0] if said else "failed")
+
+
+def _blamed(error: Exception) -> str:
+    """``failed`` only for what is our own fault: operators are called for it."""
+    if isinstance(error, FairlaneError):
+        if error.error_code in WEBHOOK_OUTCOMES:
+            return error.error_code
+        return "bad_request" if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else "failed"
+    if isinstance(error, HTTPException):
+        too_large = error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        return "too_large" if too_large else "bad_request"
+    return "bad_request" if isinstance(error, ClientDisconnect) else "failed"

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from itertools import pairwise
 
 import httpx
+import psycopg
 import pytest
 import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
+from api import edge
 from engine.metrics import COUNTED, TALLIES
 from engine.usage import RollUp
 from tests.api_server import Api, Person, Queue, running_api, services_for, settings_for
+from tests.fairshare_waiting import until
 
 Shown = dict[tuple[str, frozenset[tuple[str, str]]], float]
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -134,6 +139,34 @@ def test_what_becomes_of_webhooks_is_counted_by_outcome(api: Api) -> None:
         "not_found": 1,
         "not_a_webhook": 1,
     }
+
+
+def test_what_callers_do_wrong_is_no_error_of_ours(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge, "BODY_SECONDS", 0.2)
+    path = f"/api/webhooks/{api.person().workflow()}"
+    address = ("127.0.0.1", int(api.url.rpartition(":")[2]))
+    begun = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode()
+    with capture_logs() as lines:
+        assert api.client().post(f"{path}?a=%00").status_code == 400
+        with socket.create_connection(address, timeout=10) as slow:
+            slow.sendall(begun)
+            assert slow.recv(100).startswith(b"HTTP/1.1 408")
+        with socket.create_connection(address, timeout=10) as gone:
+            gone.sendall(begun)
+        until(lambda: of(scrape(api.client()), "webhooks_total", outcome="bad_request") == 3)
+    assert of(scrape(api.client()), "webhooks_total", outcome="failed") == 0
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == []
+
+
+def test_what_nobody_foresaw_is(api: Api, database_url: str) -> None:
+    path = f"/api/webhooks/{api.person().workflow()}"
+    with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as admin:
+        admin.execute(
+            "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;"
+            "CREATE TRIGGER fail BEFORE INSERT ON runs EXECUTE FUNCTION fail()"
+        )
+    assert api.client().post(path).status_code == 500
+    assert of(scrape(api.client()), "webhooks_total", outcome="failed") == 1
 
 
 def test_every_series_of_the_contract_is_there_before_anything_has_happened(api: Api) -> None:
