@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from engine import audit
+from engine import audit, quotas
 from engine.audit import Actor
 from engine.db import Database, Row, TenantSession
 from engine.errors import NotFound
@@ -52,8 +52,12 @@ class Notices:
         self._mails = mails
 
     def run_once(self, now: datetime | None = None) -> Made:
-        """As of `now`, by the clock of this machine unless given. One look at the counters when nothing is due."""
+        """As of `now`, by the clock of this machine unless given. One look at the counters when nothing is due.
+
+        Before, what counters do not know yet of a new limit is counted: for notices, and for the gauge.
+        """
         moment = now or datetime.now(UTC)
+        quotas.recount(self._database, moment)
         with self._database.system() as session:
             due = stored.passed(session, Period.of(moment).first, first=MARKS[0], last=MARKS[-1])
         made = 0

@@ -33,6 +33,8 @@ MEASURED: Final = frozenset({*FROM_OUTSIDE, "poll", "workflow"})
 """What these are given is bounded by the plan. A schedule gives its time only, and no failure is to go unhandled."""
 QUEUE_RETRY: Final = timedelta(seconds=10)
 """A queue gets shorter soon."""
+RECOUNTED_AT_ONCE: Final = 1000
+"""Counters, when a plan of many changes; the others a moment later."""
 
 log = structlog.get_logger(__name__)
 
@@ -106,6 +108,27 @@ def note_refusal(database: Database, error: StartRefused) -> None:
 def used(session: TenantSession, period: Period) -> int:
     """Executions admitted in a month: the number that the limit is held against, counted in the ledger."""
     return usage.executions(session, session.tenant_id, period)
+
+
+def recount(database: Database, now: datetime) -> int:
+    """Count anew what the next start would, since a limit is new or has come back; how many counters.
+
+    So whoever looks at counters sees within seconds what is used of a limit. What fails for one is logged, and stops
+    no other; where runs start at this instant it is done by them or the next time.
+    """
+    period = Period.of(now)
+    with database.system() as session:
+        tenants = stored.stale(session, period.first, start=period.start, end=period.end, limit=RECOUNTED_AT_ONCE)
+    return sum(_recount(database, tenant_id, now) for tenant_id in tenants)
+
+
+def _recount(database: Database, tenant_id: str, now: datetime) -> bool:
+    try:
+        with database.tenant(tenant_id) as session:
+            return stored.recount(session, now)
+    except Exception:  # whatever it is: others wait to be counted, too
+        log.exception("quota_not_recounted", tenant=tenant_id)
+        return False
 
 
 class Reconciler:

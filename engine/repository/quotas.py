@@ -71,6 +71,18 @@ def _number(name: str) -> sa.ColumnElement[Any]:
     return sa.cast(_LIMITS[name].astext, sa.BigInteger)
 
 
+def stale(session: SystemSession, period: date, *, start: datetime, end: datetime, limit: int) -> list[str]:
+    """Tenants with a monthly limit whose counter of the month belongs to other limits, or is missing."""
+    rows = session.query("stale_counters", period=period, start=start, end=end, limit=limit)
+    return [row["tenant_id"] for row in rows]
+
+
+def recount(session: TenantSession, moment: datetime) -> bool:
+    """Count the month anew from the ledger, for the limits of now; False while others start or count."""
+    rows = session.query("recount", tenant_id=session.tenant_id, at=moment)
+    return bool(rows) and rows[0]["taken"] >= 0
+
+
 def lock_counter(session: TenantSession, period: date) -> int:
     """What a month's counter says; until the transaction ends nobody is admitted by it."""
     gate = sa.func.hashtextextended("quota:" + session.tenant_id, 0)

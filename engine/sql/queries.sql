@@ -421,6 +421,31 @@ WITH tenant AS MATERIALIZED (
 )
 SELECT released.*, fits.lane FROM released, fits;
 
+-- name: stale_counters
+-- Why: those that the next start would count anew, also where it has none yet; looked for every few seconds, so in the
+-- ledger only by its index. Whoever has no monthly limit needs no count.
+SELECT t.id AS tenant_id
+FROM tenants t JOIN plans p ON p.name = t.plan
+CROSS JOIN LATERAL (SELECT ((p.limits || t.limits) ->> 'max_executions_per_month')::bigint AS monthly) kept
+LEFT JOIN quota_counters c ON c.tenant_id = t.id AND c.period = :period AND c.slot = 0
+WHERE t.status = 'active' AND kept.monthly IS NOT NULL
+  AND CASE WHEN c.tenant_id IS NOT NULL
+      THEN c.monthly IS DISTINCT FROM kept.monthly OR c.version <> greatest(p.limits_version, t.limits_version)
+      ELSE (SELECT 1 FROM usage u
+            WHERE u.tenant_id = t.id AND u.kind = 'execution' AND u.at >= :start AND u.at < :end LIMIT 1) IS NOT NULL
+      END
+ORDER BY t.id
+LIMIT :limit;
+
+-- name: recount
+-- Why nothing wanted: only the count is.
+SELECT q.taken
+FROM tenants t JOIN plans p ON p.name = t.plan,
+     LATERAL quota_take(t.id, '', :at::timestamptz, ((p.limits || t.limits) ->> 'max_executions_per_month')::bigint,
+                        ((p.limits || t.limits) ->> 'max_queued_runs')::bigint,
+                        greatest(p.limits_version, t.limits_version), 0, false) q
+WHERE t.id = :tenant_id AND t.status = 'active';
+
 -- name: credential_uses
 -- Why: before a credential goes; only current versions count, and a step that names none counts while it is the only one.
 SELECT w.id, w.name
@@ -675,7 +700,7 @@ WHERE cap.most IS NOT NULL AND one.n IS NOT NULL
 GROUP BY 1, 2;
 
 -- name: passed_marks
--- Why from the counters: they are few, and whoever has no limit has none. Seen as a tenant it is about that one alone.
+-- Why from the counters: they are few, and counted anew before (`stale_counters`). Seen as a tenant it is about that one alone.
 SELECT counted.tenant_id, counted.used, kept.monthly
 FROM (
     SELECT c.tenant_id, sum(c.used)::bigint AS used

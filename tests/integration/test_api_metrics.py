@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from api import edge
 from engine.metrics import COUNTED, TALLIES
+from engine.notices import Notices
 from engine.usage import RollUp
 from tests.api_server import Api, Person, Queue, running_api, services_for, settings_for
 from tests.fairshare_waiting import until
@@ -198,6 +199,23 @@ def test_a_process_that_is_stopped_leaves_what_it_counted(database_url: str, red
     assert not TALLIES.take()
     with running_api(services_for(settings)) as api:
         assert of(scrape(api.client()), "webhooks_total", outcome="not_found") == 1
+
+
+def test_the_ratio_follows_a_limit_that_is_set_when_much_is_used(api: Api) -> None:
+    person = api.person()
+    with api.services.database.system() as session:
+        session.execute(
+            sa.text("UPDATE plans SET limits = limits - '{max_queued_runs,max_executions_per_month}'::text[]")
+        )
+    workflow = person.workflow()
+    for _ in range(3):
+        api.work(person.tenant_id, person.run(workflow))
+    roll_up(api)
+    quota = {"tenant": person.tenant_id, "quota": "max_executions_per_month"}
+    assert of(scrape(api.client()), "quota_used_ratio", **quota) is None
+    limit(api, person, max_executions_per_month=4)
+    Notices(api.services.database, mails=False).run_once()
+    assert of(scrape(api.client()), "quota_used_ratio", **quota) == 0.75
 
 
 def test_the_ratio_of_others_is_that_of_the_fullest(api: Api) -> None:

@@ -7,6 +7,7 @@ empty tables, with which thousands of runs may be executed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
@@ -101,6 +102,17 @@ def test_what_is_watched_is_found_by_primary_keys(filled: Database) -> None:
         text = plan(session, "watched_runs", tenant_ids=["a"] * 10, run_ids=[f"run_{n}" for n in range(10)])
     assert "Index Scan using pk_runs on runs" in text, text
     assert "Seq Scan on runs" not in text
+
+
+def test_what_was_used_before_a_limit_is_looked_for_by_the_index(database: Database) -> None:
+    month = {
+        "period": date(2027, 3, 1),
+        "start": datetime(2027, 3, 1, tzinfo=UTC),
+        "end": datetime(2027, 4, 1, tzinfo=UTC),
+    }
+    with database.system() as session:
+        text = plan(session, "stale_counters", limit=1000, **month)
+    assert "Index Scan using ix_usage_tenant_id_at on usage" in text, text
 
 
 def test_what_a_worker_may_have_lost_is_found_by_primary_keys(database: Database) -> None:

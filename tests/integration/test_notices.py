@@ -115,6 +115,17 @@ def test_each_mark_is_noticed_once_in_a_month_and_again_in_the_next(world: World
     assert [(said["period"], said["percent"]) for said in world.said()[2:]] == [("2027-04", 80), ("2027-04", 100)]
 
 
+@pytest.mark.parametrize("before", ["null", 100])
+def test_what_was_used_before_a_limit_was_set_is_noticed_at_once(world: World, before: int | str) -> None:
+    world.parts.fill("UPDATE plans SET limits = limits - 'max_queued_runs'")
+    world.limit(before)
+    world.use(9)
+    assert world.notice() == 0
+    world.limit(10)
+    assert [world.notice(), world.notice()] == [1, 0]
+    assert [said["used"] for said in world.said()] == [9]
+
+
 def test_a_limit_that_is_raised_repeats_nothing(world: World) -> None:
     world.use(8)
     assert world.notice() == 1

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from engine.db import TenantSession
 from engine.held import Held
-from engine.quotas import Reconciler
+from engine.quotas import Reconciler, recount
 from engine.repository.lag import schedule_lag
 from engine.runs import FLOODED, Runs, Start
 from tests.fairshare_waiting import until
@@ -169,6 +169,18 @@ def test_a_limit_that_returns_as_it_was_counts_what_was_admitted_without_it(worl
     assert Reconciler(world.database).run_once(NOW) == 0, "a counter of another time is not wrong"
     assert world.start("schedule")["status"] == "held"
     assert world.ledger() == world.counter() == 10
+
+
+def test_what_was_admitted_without_a_limit_is_counted_before_anybody_starts_more(world: World) -> None:
+    world.limit(max_executions_per_month=10, max_queued_runs=10)
+    world.start()
+    world.limit(max_executions_per_month=None, max_queued_runs=None)
+    for _ in range(3):
+        world.start()
+    assert (recount(world.database, NOW), world.counter()) == (0, 1)
+    world.limit(max_executions_per_month=10, max_queued_runs=10)
+    assert (recount(world.database, NOW), world.counter()) == (1, 4)
+    assert recount(world.database, NOW) == 0
 
 
 def test_processes_of_the_version_before_go_on_admitting_until_they_are_restarted(world: World) -> None:

@@ -56,7 +56,7 @@ SERVICES: dict[str, set[str]] = {
     "sweeper": {"runs"},
     "held": {"quotas", "runs", "usage"},
     "retention": set(),
-    "notices": {"audit", "usage"},
+    "notices": {"audit", "quotas", "usage"},
     "notice_delivery": {"audit", "mail", "notices", "usage"},
     "allowances": {"usage"},
     "workflows": {"allowances", "runs"},
