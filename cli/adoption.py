@@ -43,7 +43,7 @@ def read_key(encoded: str | None) -> bytes | None:
     return key
 
 
-def parts(settings: Settings, old_key: bytes | None, *, keep_undecryptable: bool) -> Parts:
+def parts(settings: Settings, old_key: bytes | None, *, plan: str, keep_undecryptable: bool) -> Parts:
     """What the road needs of the engine."""
     import actions
     from engine.vault import MasterKeyRing, Vault
@@ -51,22 +51,22 @@ def parts(settings: Settings, old_key: bytes | None, *, keep_undecryptable: bool
     from triggers import KINDS
 
     vault = Vault(MasterKeyRing(settings.master_key_ring))
-    return Parts(vault, actions.build(), KINDS, old_key, keep_undecryptable)
+    return Parts(vault, actions.build(), KINDS, old_key, keep_undecryptable, plan)
 
 
-def check(url: str, encryption_key: str | None, *, keep_undecryptable: bool, as_json: bool) -> None:
+def check(url: str, encryption_key: str | None, *, plan: str, keep_undecryptable: bool, as_json: bool) -> None:
     """Say what an adoption would do. Exit 1 when it would be refused."""
     from migrations.legacy import checking
 
-    made = parts(Settings.load(), read_key(encryption_key), keep_undecryptable=keep_undecryptable)
+    made = parts(Settings.load(), read_key(encryption_key), plan=plan, keep_undecryptable=keep_undecryptable)
     seen = checking.preview(url, made)
     if as_json:
         show_json(asdict(seen))
     else:
         typer.echo(f"A multi-user database in its {seen.form.value} form.")
         typer.echo(
-            f"Adopting it makes the schema of revision {seen.revision} and a personal organization for each user, and "
-            "keeps the old tables in the schema fairlane_legacy."
+            f"Adopting it makes the schema of revision {seen.revision} and a personal organization on the plan "
+            f"{seen.plan} for each user, and keeps the old tables in the schema fairlane_legacy."
         )
         megabytes = -(-seen.disk_bytes // 10**6)
         typer.echo(
@@ -79,12 +79,12 @@ def check(url: str, encryption_key: str | None, *, keep_undecryptable: bool, as_
         raise typer.Exit(1)
 
 
-def carry_over(url: str, encryption_key: str | None, *, keep_undecryptable: bool, as_json: bool) -> None:
+def carry_over(url: str, encryption_key: str | None, *, plan: str, keep_undecryptable: bool, as_json: bool) -> None:
     """Adopt the database, and say what became of its rows."""
     from migrations.legacy import adopt
 
     with stages() as progress:
-        made = parts(Settings.load(), read_key(encryption_key), keep_undecryptable=keep_undecryptable)
+        made = parts(Settings.load(), read_key(encryption_key), plan=plan, keep_undecryptable=keep_undecryptable)
         done = adopt.adopt(url, made, progress)
     if as_json:
         show_json(asdict(done))

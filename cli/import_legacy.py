@@ -16,7 +16,7 @@ import pydantic_core
 import typer
 
 from cli import adoption, commands
-from cli.options import DEFAULT_DATA, AsJson, Data, KeepUndecryptable
+from cli.options import DEFAULT_DATA, DEFAULT_PLAN, AsJson, Data, FirstPlan, KeepUndecryptable
 from cli.output import fail, show_json
 from embedded import ensure
 from engine.errors import BadRequest
@@ -34,6 +34,7 @@ def import_legacy(
         str, typer.Option("--encryption-key", help="The old ENCRYPTION_KEY, in base64.", show_envvar=False)
     ],
     keep_undecryptable: KeepUndecryptable = False,
+    plan: FirstPlan = DEFAULT_PLAN,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do all but keep it: report, and change nothing.")] = False,
     report: Annotated[
         Path | None,
@@ -57,7 +58,7 @@ def import_legacy(
         from migrations.legacy.importing import import_file
 
         settings = Settings.load()
-        parts = adoption.parts(settings, key, keep_undecryptable=keep_undecryptable)
+        parts = adoption.parts(settings, key, plan=plan, keep_undecryptable=keep_undecryptable)
         done = import_file(settings.database_url, file, parts, progress, dry_run=dry_run)
     if report is not None:
         report.write_bytes(pydantic_core.to_json(asdict(done), indent=2) + b"\n")

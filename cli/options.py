@@ -8,8 +8,23 @@ from typing import Annotated
 
 import typer
 
+from engine.errors import BadRequest
+
 DEFAULT_DATA = Path(".fairlane")
 DEFAULT_CONCURRENCY = 8
+DEFAULT_PLAN = "free"
+
+
+def _known_plan(name: str) -> str:
+    """Before anything is done."""
+    from migrations.legacy import plans
+
+    try:
+        plans.require_known(name)
+    except BadRequest as error:
+        raise typer.BadParameter(error.detail) from None
+    return name
+
 
 Data = Annotated[
     Path,
@@ -22,6 +37,15 @@ Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="Threads 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 KeepUndecryptable = Annotated[
     bool, typer.Option("--keep-undecryptable", help="Go on when the key opens no credential; all arrive broken.")
+]
+FirstPlan = Annotated[
+    str,
+    typer.Option(
+        "--plan",
+        metavar="NAME",
+        callback=_known_plan,
+        help="The plan that the personal organizations begin on: free, team or enterprise.",
+    ),
 ]
 TenantId = Annotated[str, typer.Argument(metavar="TENANT", help="Id of the organization.")]
 OfTenant = Annotated[str | None, typer.Option("--tenant", metavar="TENANT", help="Only this organization.")]

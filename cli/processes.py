@@ -13,11 +13,22 @@ from typing import Annotated
 
 import typer
 
-from cli import adoption, commands
-from cli.options import DEFAULT_CONCURRENCY, DEFAULT_DATA, Concurrency, Data, KeepUndecryptable, Processes, cores
+from cli import adoption, commands, schema
+from cli.options import (
+    DEFAULT_CONCURRENCY,
+    DEFAULT_DATA,
+    DEFAULT_PLAN,
+    Concurrency,
+    Data,
+    FirstPlan,
+    KeepUndecryptable,
+    Processes,
+    cores,
+)
 from embedded import ensure
 from embedded.program import Program
 from embedded.supervisor import Supervisor
+from engine.errors import Conflict
 from engine.settings import Settings
 
 
@@ -67,14 +78,29 @@ def beat(data: Data = DEFAULT_DATA) -> None:
     os.execve(command[0], command, commands.environment())  # noqa: S606 - a fixed command of ours
 
 
+def _known_revision(param: typer.CallbackParam, name: str | None) -> str | None:
+    """Before anything is done."""
+    import migrations
+
+    known, end = migrations.revisions(), "base" if param.name == "back_to" else "head"
+    if name is not None and name not in (*known, end):
+        raise typer.BadParameter(f"There is no revision {name!r}; there are {known[0]} to {known[-1]}, and {end}.")
+    return name
+
+
 def migrate(
-    to: Annotated[str, typer.Option("--to", help="Go no further than this revision.")] = "head",
-    back_to: Annotated[str | None, typer.Option("--back-to", help="Go back to this revision instead.")] = None,
+    to: Annotated[
+        str, typer.Option("--to", callback=_known_revision, help="Go no further than this revision.")
+    ] = "head",
+    back_to: Annotated[
+        str | None, typer.Option("--back-to", callback=_known_revision, help="Go back to this revision instead.")
+    ] = None,
     adopt: Annotated[bool, typer.Option("--adopt", help="Adopt a database of the multi-user system.")] = False,
     encryption_key: Annotated[
         str | None, typer.Option("--encryption-key", help="With --adopt: the old ENCRYPTION_KEY, in base64.")
     ] = None,
     keep_undecryptable: KeepUndecryptable = False,
+    plan: FirstPlan = DEFAULT_PLAN,
     check: Annotated[bool, typer.Option("--check", help="With --adopt: say what would happen, and change nothing.")] = (
         False
     ),
@@ -90,14 +116,13 @@ def migrate(
     """Bring the database to the newest schema; does nothing when it is there."""
     if sum((adopt, back_to is not None, forget_legacy)) > 1:
         raise typer.BadParameter("give one of --adopt, --back-to and --forget-legacy")
-    if (check or keep_undecryptable or encryption_key is not None) and not adopt:
-        raise typer.BadParameter("--check, --encryption-key and --keep-undecryptable go with --adopt")
+    if (check or keep_undecryptable or encryption_key is not None or plan != DEFAULT_PLAN) and not adopt:
+        raise typer.BadParameter("--check, --encryption-key, --keep-undecryptable and --plan go with --adopt")
     with ensure(data) if commands.given_database_url() is None else nullcontext():
         url = commands.given_database_url() or Settings.load().database_url
-        if adopt and check:
-            adoption.check(url, encryption_key, keep_undecryptable=keep_undecryptable, as_json=as_json)
-        elif adopt:
-            adoption.carry_over(url, encryption_key, keep_undecryptable=keep_undecryptable, as_json=as_json)
+        if adopt:
+            do = adoption.check if check else adoption.carry_over
+            do(url, encryption_key, plan=plan, keep_undecryptable=keep_undecryptable, as_json=as_json)
         elif forget_legacy:
             adoption.forget(url)
         else:
@@ -107,11 +132,30 @@ def migrate(
 def _migrate(url: str, *, to: str, back_to: str | None, discard_new: bool) -> None:
     import migrations
 
+    _require_way(_revision(url), back_to)
     if back_to in ("0001", "base") and adoption.take_back_if_adopted(url, discard_new=discard_new):
         return
     if back_to is not None:
         adoption.go_back(url, back_to)
     else:
         migrations.upgrade(url, to)
-    reached = back_to or (migrations.head() if to == "head" else to)
-    typer.echo(f"The schema is at revision {reached}.")
+    typer.echo(f"The schema is at revision {_revision(url)}.")
+
+
+def _revision(url: str) -> str:
+    with schema.connection_to(url) as connection:
+        return schema.revision(connection) or "base"
+
+
+def _require_way(at: str, back_to: str | None) -> None:
+    """Raises Conflict where the history that this code knows leads nowhere from."""
+    import migrations
+
+    known = ("base", *migrations.revisions())
+    if at not in known:
+        raise Conflict(
+            f"The schema is at revision {at}, and this release knows {known[1]} to {known[-1]}: use the release that"
+            " made it. Nothing was changed."
+        )
+    if back_to is not None and known.index(back_to) > known.index(at):
+        raise Conflict(f"There is no way back to {back_to}: the schema is at revision {at}. Nothing was changed.")

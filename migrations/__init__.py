@@ -39,6 +39,12 @@ def downgrade(target: str | Connection, revision: str) -> None:
     command.downgrade(_config(target), revision)
 
 
+def revisions() -> tuple[str, ...]:
+    """All that this code knows, the oldest first."""
+    found = ScriptDirectory(str(Path(__file__).parent)).walk_revisions()
+    return tuple(script.revision for script in found)[::-1]
+
+
 def head() -> str:
     """The newest revision that this code knows."""
     revision = ScriptDirectory(str(Path(__file__).parent)).get_current_head()

@@ -33,6 +33,8 @@ class Preview:
     form: adopt.Form
     revision: str
     """Of the schema that it would make."""
+    plan: str
+    """Of the personal organizations."""
     seconds: int
     """About how long it would take."""
     disk_bytes: int
@@ -54,7 +56,7 @@ def preview(database_url: str, parts: Parts) -> Preview:
         connection.rollback()
     seconds = 5 + sum(counts[table].read // number for table, number in PER_SECOND.items())
     room = 2 * logs + ROOM_PER_LOG * counts["logs"].read
-    return Preview(form, migrations.head(), seconds, room, counts, findings, refused)
+    return Preview(form, migrations.head(), parts.plan, seconds, room, counts, findings, refused)
 
 
 def foresee(connection: Connection, schema: str, parts: Parts) -> tuple[dict[str, Count], list[Finding]]:
@@ -64,7 +66,7 @@ def foresee(connection: Connection, schema: str, parts: Parts) -> tuple[dict[str
     opened = _opened(connection, schema, parts.old_key)
     notes = _planned(connection, schema, Converter(parts.actions, parts.kinds, opened, now))
     counts = {table: _count(connection, schema, table) for table in TABLES}
-    return counts, [*road.findings(connection), *secrets.findings(opened, notes.used_by), *notes.findings()]
+    return counts, [*road.findings(connection), *secrets.findings(opened, notes.used_by), *notes.findings(parts.plan)]
 
 
 def _opened(connection: Connection, schema: str, old_key: bytes | None) -> Secrets:

@@ -24,14 +24,13 @@ from engine.definition import ScheduleTrigger, WebhookTrigger, Workflow, canonic
 from engine.errors import InvalidInput
 from engine.ports import Action, Json
 from engine.workflows import TriggerKinds
+from migrations.legacy import plans
 from migrations.legacy.findings import Finding, Kind, Progress
 from migrations.legacy.secrets import Secrets
 
 AUTHOR = "legacy"
 FIRST_RUNS = timedelta(minutes=10)
 """Over how long, at most, schedules that never ran are spread."""
-ADMITTED_A_MONTH = 10_000
-"""Runs, by the plan that organizations begin on; a check before an adoption has no table of plans to look at."""
 BATCH = 500
 UNCONVERTED = 0
 """The version that holds what could not be converted, so that its runs refer to something."""
@@ -83,18 +82,12 @@ class Notes:
             self.used_by.setdefault(credential_id, []).append(plan.columns["id"])
         self._runs_a_month[plan.columns["tenant_id"]] += plan.runs_a_month
 
-    def findings(self) -> list[Finding]:
-        """Those of the workflows, and of users whose schedules alone start more than their new plan admits."""
+    def findings(self, plan: str) -> list[Finding]:
+        """Those of the workflows, and of users whose schedules alone start more than `plan` admits."""
         return self._findings + [
-            Finding(
-                "users",
-                tenant_id.removeprefix("tenant_"),
-                Kind.NOTED,
-                f"its schedules start about {number:,} runs a month, and the plan that it gets admits"
-                f" {ADMITTED_A_MONTH:,}; what comes over that is held",
-            )
+            Finding("users", tenant_id.removeprefix("tenant_"), Kind.NOTED, said)
             for tenant_id, number in sorted(self._runs_a_month.items())
-            if number > ADMITTED_A_MONTH
+            if (said := plans.said_of(plan, number)) is not None
         ]
 
 

@@ -13,14 +13,20 @@ from engine.db import SYSTEM_ROLE
 from engine.ports import Action
 from engine.vault import Vault
 from engine.workflows import TriggerKinds
-from migrations.legacy import conversion, filling, history, secrets, sorting, staging
+from migrations.legacy import conversion, filling, history, plans, secrets, sorting, staging
 from migrations.legacy.conversion import Converter
 from migrations.legacy.findings import TABLES, Conversion, Count, Finding, Kind, Progress
+
+PERSONAL = "0003"
+"""The revision that makes the personal organizations, before anything notes a change of plan."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the conversion must know of the engine: ``Parts(Vault(...), actions.build(), triggers.KINDS, old_key)``."""
+    """What the conversion must know of the engine: ``Parts(Vault(...), actions.build(), triggers.KINDS, old_key)``.
+
+    Raises BadRequest ``unknown_plan``.
+    """
 
     vault: Vault
     actions: Mapping[str, Action]
@@ -29,6 +35,11 @@ class Parts:
     """The 32 bytes of the old ENCRYPTION_KEY; without it no credential decrypts, and all are kept as broken."""
     keep_undecryptable: bool = False
     """Go on with a key that opens none of the credentials."""
+    plan: str = plans.FREE
+    """That the personal organizations begin on."""
+
+    def __post_init__(self) -> None:
+        plans.require_known(self.plan)
 
     def require_fitting_key(self, encrypted: Iterable[str | None]) -> None:
         """Raises BadRequest ``wrong_key`` when there are credentials and the key opens none of them."""
@@ -49,6 +60,8 @@ def travel(connection: Connection, parts: Parts, progress: Progress) -> Conversi
     migrations.upgrade(connection, "0001")
     filling.fill(connection, progress)
     progress("Upgrading the schema", 0, 1)
+    migrations.upgrade(connection, PERSONAL)
+    connection.execute(text("UPDATE tenants SET plan = :plan"), {"plan": parts.plan})
     migrations.upgrade(connection)
     progress("Upgrading the schema", 1, 1)
     found = _convert(connection, parts, progress)
@@ -62,7 +75,7 @@ def _convert(connection: Connection, parts: Parts, progress: Progress) -> list[F
     notes = conversion.convert(connection, Converter(parts.actions, parts.kinds, opened, now), progress)
     history.convert(connection, progress)
     connection.execute(act, {"role": "none"})
-    return [*secrets.findings(opened, notes.used_by), *notes.findings()]
+    return [*secrets.findings(opened, notes.used_by), *notes.findings(parts.plan)]
 
 
 def counts(connection: Connection) -> dict[str, Count]:

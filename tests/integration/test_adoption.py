@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -28,8 +29,8 @@ from engine.db import Database
 from engine.errors import BadRequest, Conflict, Unavailable
 from engine.leaving import Eraser
 from engine.vault import MasterKeyRing, Vault
-from migrations.legacy import adopt, checking, road, staging
-from migrations.legacy.conversion import ADMITTED_A_MONTH, next_fire
+from migrations.legacy import adopt, checking, plans, road, staging
+from migrations.legacy.conversion import next_fire
 from migrations.legacy.findings import TABLES, Conversion, Kind
 from migrations.legacy.road import Parts
 from tests.command_line import DOWN, configured
@@ -189,7 +190,8 @@ def test_a_rhythm_that_is_not_as_it_was_written_is_told(dirty: tuple[Legacy, dic
     assert ("workflows", ids["half-hourly"]) not in found
 
 
-def test_schedules_that_start_more_than_the_new_plan_admits_are_told(empty_database_url: str) -> None:
+def _busy() -> Legacy:
+    """Of two users one whose schedule of a minute starts 43,200 runs a month."""
     legacy = Legacy()
     users = [legacy.user("busy@example.com", id="busy"), legacy.user("calm@example.com", id="calm")]
     for user in users:
@@ -197,16 +199,60 @@ def test_schedules_that_start_more_than_the_new_plan_admits_are_told(empty_datab
         for active in (user == "busy", False):
             every_minute = {"slack_message": "x", "interval": 1}
             legacy.workflow(user, "schedule", "slack_message", every_minute, is_active=int(active))
-    legacy.write(empty_database_url)
+    return legacy
+
+
+def test_schedules_that_start_more_than_the_new_plan_admits_are_told_with_the_plan_that_does(
+    empty_database_url: str,
+) -> None:
+    _busy().write(empty_database_url)
     [told] = _adopt(empty_database_url).findings
     assert (told.table, told.id, told.kind) == ("users", "busy", Kind.NOTED)
-    assert told.reason.startswith(
-        "its schedules start about 43,200 runs a month, and the plan that it gets admits 10,000"
+    assert told.reason == (
+        "its schedules start about 43,200 runs a month, and the plan free admits 10,000; what comes over that is held."
+        " --plan team admits 250,000"
     )
-    query = (
-        "SELECT DISTINCT (p.limits->>'max_executions_per_month')::int FROM tenants t JOIN plans p ON p.name = t.plan"
+    assert _rows(empty_database_url, "SELECT DISTINCT plan FROM tenants") == [(plans.FREE,)]
+    seeded = _rows(empty_database_url, "SELECT name, (limits->>'max_executions_per_month')::int FROM plans")
+    assert dict(seeded) == plans.ADMITTED_A_MONTH
+
+
+def test_a_wider_plan_than_the_widest_with_a_limit_is_the_one_without() -> None:
+    said = plans.said_of("team", 250_001)
+    assert said is not None
+    assert said.endswith(
+        "the plan team admits 250,000; what comes over that is held. --plan enterprise admits any number"
     )
-    assert _rows(empty_database_url, query) == [(ADMITTED_A_MONTH,)]
+    assert plans.said_of("team", 250_000) is plans.said_of("enterprise", 10**9) is None
+
+
+def test_adopted_organizations_begin_on_the_plan_that_was_asked_for_and_can_go_back(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    _busy().write(empty_database_url)
+    before = dump(empty_database_url)
+    command = configured(tmp_path, empty_database_url, DOWN)
+    words = ("migrate", "--adopt", "--encryption-key", base64.b64encode(KEY).decode())
+    refused = command(*words, "--plan", "gold")
+    assert (refused.code, refused.out) == (2, "")
+    assert "There is no plan 'gold'; there will be free, team, enterprise." in refused.err
+    assert command("migrate", "--plan", "team").code == 2
+    seen = command.fine(*words, "--plan", "team", "--check")
+    assert "a personal organization on the plan team for each user" in seen.out
+    assert "noted" not in seen.out
+    assert "--plan team admits 250,000" in command.fine(*words, "--check").out
+    assert dump(empty_database_url) == before
+    assert command.fine(*words, "--plan", "team", "--json").json["findings"] == []
+    assert _rows(empty_database_url, "SELECT id, plan FROM tenants ORDER BY 1") == [
+        ("tenant_busy", "team"), ("tenant_calm", "team")
+    ]  # fmt: skip
+    assert _rows(empty_database_url, "SELECT count(*) FROM plan_terms") == [(0,)]
+    with closing(Database(empty_database_url, pool_size=1)) as database, database.tenant("tenant_busy") as session:
+        bill = billing.of_tenant(session, f"{datetime.now(UTC):%Y-%m}")
+    assert all("team" in line["description"] for line in bill["lines"]), bill["lines"]
+    assert [line["from"] for line in bill["lines"]] == [f"{datetime.now(UTC):%Y-%m-%d}"] * 2
+    command.fine("migrate", "--back-to", "0001")
+    assert dump(empty_database_url) == before
 
 
 def test_a_key_that_opens_no_credential_is_refused_before_anything_is_changed(empty_database_url: str) -> None:

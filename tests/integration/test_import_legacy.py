@@ -96,6 +96,25 @@ def test_a_clean_file_of_either_form_is_imported_whole_once_and_never_written(
     assert sorted(found.name for found in tmp_path.iterdir() if found.name.startswith("old.db")) == ["old.db"]
 
 
+def test_imported_organizations_begin_on_the_plan_that_was_asked_for(
+    command: CommandLine, empty_database_url: str, tmp_path: Path
+) -> None:
+    legacy = Legacy()
+    user = legacy.user("busy@example.com", id="busy")
+    legacy.credential(user, "slack", "http://x/")
+    legacy.workflow(user, "schedule", "slack_message", {"slack_message": "x", "interval": 1})
+    path = legacy_file.write(tmp_path / "old.db", legacy)
+    refused = _import(command, path, "--plan", "gold")
+    assert (refused.code, refused.out) == (2, "")
+    assert "There is no plan 'gold'; there will be free, team, enterprise." in refused.err
+    [told] = _import(command, path, "--dry-run", "--json").json["findings"]
+    assert "the plan free admits 10,000; what comes over that is held. --plan team admits" in told["reason"]
+    assert _contents(empty_database_url) == ()
+    assert _import(command, path, "--plan", "team", "--json").json["findings"] == []
+    assert _rows(empty_database_url, "SELECT plan FROM tenants") == [("team",)]
+    assert _rows(empty_database_url, "SELECT count(*) FROM plan_terms") == [(0,)]
+
+
 def test_a_migrated_database_without_users_will_do_and_one_with_users_is_left_alone(
     database_url: str, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -12,6 +13,7 @@ from sqlalchemy import Connection
 
 import migrations
 from engine.models import metadata
+from tests.command_line import DOWN, configured
 
 CHECKS = sa.text(
     "SELECT conrelid::regclass::text AS on_table, conname, pg_get_constraintdef(oid) FROM pg_constraint"
@@ -137,3 +139,32 @@ def test_a_downgrade_refuses_what_would_lose_data(
     with pytest.raises(RuntimeError, match=sentence):
         migrations.downgrade(empty_database_url, "0001")
     assert connection.execute(sa.text("SELECT count(*) FROM tenants")).scalar_one() >= 2
+
+
+@pytest.mark.parametrize("words", [("--back-to", "9999"), ("--to", "nonsense"), ("--back-to", "-1"), ("--to", "+1")])
+def test_a_revision_that_there_is_none_of_is_refused_with_those_that_there_are(
+    empty_database_url: str, connection: Connection, tmp_path: Path, words: tuple[str, str]
+) -> None:
+    refused = configured(tmp_path, empty_database_url, DOWN)("migrate", *words)
+    assert (refused.code, refused.out) == (2, "")
+    end = "base" if words[0] == "--back-to" else "head"
+    assert f"There is no revision '{words[1]}'; there are 0001 to {migrations.head()}, and {end}." in refused.err
+    assert migrations.current(connection) is None
+
+
+def test_a_revision_that_the_history_does_not_lead_to_is_refused_with_where_the_schema_is(
+    empty_database_url: str, connection: Connection, tmp_path: Path
+) -> None:
+    command = configured(tmp_path, empty_database_url, DOWN)
+    assert command.fine("migrate", "--to", "0002").out == "The schema is at revision 0002.\n"
+    assert command.fine("migrate", "--to", "0001").out == "The schema is at revision 0002.\n"
+    refused = command("migrate", "--back-to", "0003")
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err == "There is no way back to 0003: the schema is at revision 0002. Nothing was changed.\n"
+    connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    for words in ((), ("--back-to", "0001")):
+        refused = command("migrate", *words)
+        assert (refused.code, refused.out) == (1, "")
+        assert refused.err.startswith(
+            f"The schema is at revision 9999, and this release knows 0001 to {migrations.head()}"
+        )
