@@ -44,7 +44,7 @@ FirstPlan = Annotated[
         "--plan",
         metavar="NAME",
         callback=_known_plan,
-        help="The plan that the personal organizations begin on: free, team or enterprise.",
+        help="The plan on which the organizations that are made begin: free, team or enterprise.",
     ),
 ]
 TenantId = Annotated[str, typer.Argument(metavar="TENANT", help="Id of the organization.")]

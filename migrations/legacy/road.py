@@ -56,6 +56,8 @@ def travel(connection: Connection, parts: Parts, progress: Progress) -> Conversi
     filling.keep_rejects(connection)
     progress("Sorting rows", 1, 1)
     if migrations.current(connection) is not None:
+        if connection.execute(text("SELECT to_regclass('public.plans')")).scalar_one() is not None:
+            connection.execute(text("TRUNCATE public.plans CASCADE"))  # or those that were altered stop the way back
         migrations.downgrade(connection, "base")
     migrations.upgrade(connection, "0001")
     filling.fill(connection, progress)

@@ -128,8 +128,10 @@ def test_a_migrated_database_without_users_will_do_and_one_with_users_is_left_al
     assert "it has users already" in refused.err
     with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
         connection.execute("DELETE FROM users")
+    command.fine("plans", "set", "free", "max_workflows", "7")
     assert _import(command, path).code == 0
     assert _rows(database_url, "SELECT count(*) FROM users") == [(3,)]
+    assert _rows(database_url, "SELECT limits->>'max_workflows' FROM plans WHERE name = 'free'") == [("100",)]
 
 
 def _broken_files() -> dict[str, tuple[bytes | str, str]]:
