@@ -86,7 +86,7 @@ DECLARE
     own_workflows text[] := ARRAY(SELECT id FROM public.workflows WHERE tenant_id = tenant);
     own_credentials text[] := ARRAY(SELECT id FROM public.credentials WHERE tenant_id = tenant);
     own_rejects bigint[];
-    own_ids text[];
+    own text[];  -- 'workflows 5': each table may have numbered its rows for itself
 BEGIN
     IF adopted THEN  -- what was deleted since is still in the old tables
         own_workflows := own_workflows
@@ -96,27 +96,29 @@ BEGIN
     END IF;
     own_rejects := ARRAY(SELECT number FROM {SCHEMA}.rejects WHERE CASE table_name WHEN 'users' THEN id = person
         WHEN 'logs' THEN "row"->>'workflow_id' = ANY (own_workflows) ELSE "row"->>'user_id' = person END);
-    own_ids := array_remove(ARRAY(SELECT id FROM {SCHEMA}.rejects WHERE number = ANY (own_rejects))
-        || own_workflows || own_credentials || person, NULL);
+    own := ARRAY(SELECT table_name || ' ' || id FROM {SCHEMA}.rejects WHERE number = ANY (own_rejects))
+        || ARRAY(SELECT 'workflows ' || id FROM unnest(own_workflows) id)
+        || ARRAY(SELECT 'credentials ' || id FROM unnest(own_credentials) id)
+        || ('users ' || person);
     DELETE FROM {SCHEMA}.rejects WHERE number = ANY (own_rejects);
     IF adopted THEN
         UPDATE {SCHEMA}.adoption SET report = jsonb_set(report, '{{findings}}', coalesce((
             SELECT jsonb_agg(finding) FROM jsonb_array_elements(report->'findings') finding
-            WHERE NOT (finding->>'id' = ANY (own_ids)) AND NOT EXISTS (SELECT 1 FROM {SCHEMA}.logs l
-                WHERE l.id::text = finding->>'id' AND l.workflow_id::text = ANY (own_workflows))), '[]'));
+            WHERE (concat_ws(' ', finding->>'table', finding->>'id') = ANY (own)) IS NOT TRUE
+                AND NOT (finding->>'table' = 'logs' AND EXISTS (SELECT 1 FROM {SCHEMA}.logs l
+                    WHERE l.id::text = finding->>'id' AND l.workflow_id::text = ANY (own_workflows)))), '[]'));
         DELETE FROM {SCHEMA}.logs WHERE workflow_id::text = ANY (own_workflows);
         DELETE FROM {SCHEMA}.workflows WHERE id::text = ANY (own_workflows);
         DELETE FROM {SCHEMA}.credentials WHERE id::text = ANY (own_credentials);
         DELETE FROM {SCHEMA}.users WHERE id::text = person;
     ELSE
-        DELETE FROM {SCHEMA}.originals o WHERE id = ANY (own_ids)
-            OR EXISTS (SELECT 1 FROM public.logs WHERE id = o.id AND tenant_id = tenant AND o.table_name = 'logs')
-            OR table_name IN ('workflows', 'credentials', 'logs') AND NOT (  -- deleted since: nobody's any more
-                EXISTS (SELECT 1 FROM public.workflows WHERE id = o.id)
-                OR EXISTS (SELECT 1 FROM public.credentials WHERE id = o.id)
-                OR EXISTS (SELECT 1 FROM public.logs WHERE id = o.id)
-                OR EXISTS (SELECT 1 FROM {SCHEMA}.rejects WHERE id = o.id)
-                OR left(o.id, 5) = '(row ');
+        DELETE FROM {SCHEMA}.originals o WHERE table_name || ' ' || id = ANY (own)
+            OR table_name = 'logs' AND EXISTS (SELECT 1 FROM public.logs WHERE id = o.id AND tenant_id = tenant)
+            OR left(id, 5) <> '(row ' AND CASE table_name  -- deleted since: nobody's any more
+                WHEN 'workflows' THEN NOT EXISTS (SELECT 1 FROM public.workflows WHERE id = o.id)
+                WHEN 'credentials' THEN NOT EXISTS (SELECT 1 FROM public.credentials WHERE id = o.id)
+                WHEN 'logs' THEN NOT EXISTS (SELECT 1 FROM public.logs WHERE id = o.id)
+            END AND NOT EXISTS (SELECT 1 FROM {SCHEMA}.rejects r WHERE r.table_name = o.table_name AND r.id = o.id);
     END IF;
 END
 $$

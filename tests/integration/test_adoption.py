@@ -395,6 +395,25 @@ def test_erasing_an_organization_reaches_the_old_tables_and_the_others_can_go_ba
         assert dump(url) == dump(expected)
 
 
+def test_erasing_forgets_no_finding_of_others_that_has_the_same_number_in_another_table(
+    empty_database_url: str,
+) -> None:
+    legacy, bad = Legacy(), "when it rained"
+    for number in ("1", "2"):
+        user = legacy.user(f"{number}@example.com", id=number, created_at=bad)
+        workflow = legacy.workflow(user, "webhook", "slack_message", {"slack_message": "x"}, id=number, created_at=bad)
+        legacy.log(workflow, id="1" if number == "2" else "2", executed_at=bad)
+    legacy.write(empty_database_url)
+    _adopt(empty_database_url)
+    _erase(empty_database_url, "tenant_1")
+    [(report,)] = _rows(empty_database_url, "SELECT report->'findings' FROM fairlane_legacy.adoption")
+    assert {(finding["table"], finding["id"]) for finding in report} == {
+        ("logs", "1"),
+        ("users", "2"),
+        ("workflows", "2"),
+    }
+
+
 def test_where_the_way_back_is_closed_going_back_changes_nothing(empty_database_url: str, tmp_path: Path) -> None:
     clean().write(empty_database_url)
     _adopt(empty_database_url)

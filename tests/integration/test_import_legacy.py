@@ -311,13 +311,46 @@ def test_erasing_an_imported_organization_takes_its_originals_and_what_was_set_a
     assert _import(command, path).code == 0
     with psycopg.connect(empty_database_url.replace("+psycopg", "")) as connection:
         connection.execute("DELETE FROM workflows WHERE id = 'w-deleted'")
-    with closing(Database(empty_database_url, pool_size=1)) as database:
-        with database.system() as session:
-            leaving.delete(session, Actor("operator:test"), "tenant_leaver", grace=timedelta(0))
-        assert Eraser(database).run_once().tenants == 1
+    _erase(empty_database_url, "tenant_leaver")
     kept = _rows(empty_database_url, "SELECT DISTINCT id FROM fairlane_legacy.originals ORDER BY 1")
     assert kept == [("c-stayer",), ("l-stayer",), ("stayer",), ("w-stayer",)]
     assert _rows(empty_database_url, "SELECT id FROM fairlane_legacy.rejects") == [("l-stayer",)]
+
+
+def _numbered() -> Legacy:
+    """Tables that number their rows each for itself: a number is one person's in some, the other's in others."""
+    legacy, bad = Legacy(), "when it rained"
+    for number in (1, 2):
+        user = legacy.user(f"{number}@example.com", id=str(number), created_at=bad)
+        workflow = legacy.workflow(
+            user, "webhook", "slack_message", {"slack_message": "x"}, id=str(number), created_at=bad
+        )
+        legacy.credential(user, "slack", "x", id=str(3 - number), created_at=bad)
+        legacy.log(workflow, id=str(3 - number), executed_at=bad)
+        legacy.credential("gone", "slack", "x", id=str(number + 2))
+        legacy.log("gone", id=str(number + 2))
+    legacy.workflow("2", "webhook", "slack_message", {"slack_message": "x"}, id="3", created_at=bad)
+    return legacy
+
+
+def test_erasing_takes_no_row_of_others_that_has_the_same_number_in_another_table(
+    command: CommandLine, empty_database_url: str, tmp_path: Path
+) -> None:
+    legacy = _numbered()
+    assert _import(command, legacy_file.write(tmp_path / "old.db", legacy)).code == 0
+    with psycopg.connect(empty_database_url.replace("+psycopg", "")) as connection:
+        connection.execute("DELETE FROM workflows WHERE id = '3'")
+    _erase(empty_database_url, "tenant_1")
+    kept = _rows(empty_database_url, "SELECT table_name, id FROM fairlane_legacy.originals ORDER BY 1")
+    assert kept == [("credentials", "1"), ("logs", "1"), ("users", "2"), ("workflows", "2")]
+    assert _rows(empty_database_url, "SELECT count(*) FROM fairlane_legacy.rejects") == [(4,)]
+
+
+def _erase(url: str, tenant_id: str) -> None:
+    with closing(Database(url, pool_size=1)) as database:
+        with database.system() as session:
+            leaving.delete(session, Actor("operator:test"), tenant_id, grace=timedelta(0))
+        assert Eraser(database).run_once().tenants == 1
 
 
 def test_originals_of_replaced_values_are_kept(imported: Imports) -> None:
