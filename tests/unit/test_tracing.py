@@ -113,7 +113,8 @@ def test_a_trace_goes_on_where_its_header_arrives_and_carries_nothing_else(memor
         pass
     enqueue, run = memory.get_finished_spans()
     context = enqueue.get_span_context()
-    assert run.parent is not None and context is not None
+    assert run.parent is not None
+    assert context is not None
     assert run.parent.span_id == context.span_id
 
 
