@@ -404,7 +404,7 @@ def _forget_for_log_lines(**_context: Any) -> None:
 @signals.worker_process_shutdown.connect
 def _send_what_is_left(**_context: Any) -> None:
     """A child of prefork ends without the handlers that every other process calls at its end."""
-    if metrics.TALLIES.some.is_set():
+    if metrics.TALLIES.ever:
         services().flusher.stop()
     tracing.stop()
 

@@ -51,10 +51,13 @@ class Tallies:
         self._counts: dict[Key, float] = {}
         self.some = threading.Event()
         """Set while there is something to flush."""
+        self.ever = False
+        """Whether there was anything in this process."""
 
     def add(self, key: Key, amount: float) -> None:
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + amount
+            self.ever = True
         self.some.set()
 
     def take(self) -> Mapping[Key, float]:

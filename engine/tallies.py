@@ -31,6 +31,7 @@ class Flusher:
         self._database = database
         self._tallies = tallies
         self._stopped = threading.Event()
+        self._one_at_a_time = threading.Lock()
 
     def run_once(self) -> int:
         """Flush; how many series. Raises Unavailable, and keeps the tallies, when Postgres does not answer."""
@@ -47,9 +48,10 @@ class Flusher:
         return len(taken)
 
     def flush(self) -> None:
-        """Like `run_once`; what goes wrong is logged."""
+        """Like `run_once`, behind one that is under way; what goes wrong is logged."""
         try:
-            self.run_once()
+            with self._one_at_a_time:
+                self.run_once()
         except Unavailable as error:
             log.info("tallies_kept", reason=error.detail)
         except Exception:
