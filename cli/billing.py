@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-import exporters
+from cli import commands
 from cli.installation import opened, operator_here
 from cli.options import DEFAULT_DATA, AsJson, Data, TenantId, group
 from cli.output import plain, show_items, show_json, show_record, warn
@@ -157,12 +157,7 @@ def set_customer(
 def export(data: Data = DEFAULT_DATA, as_json: AsJson = False) -> None:
     """Report to the payment provider what is new, now; beat does so by itself every minute."""
     with opened(data) as here:
-        key = here.settings.stripe_key
-        exporter = exporters.build(
-            stripe_key=None if key is None else key.get_secret_value(),
-            stripe_meter=here.settings.stripe_meter,
-            service_urls=here.settings.service_urls,
-        )
+        exporter = commands.meter_exporter(here.settings)
         if exporter is None:
             raise ConfigurationError("No payment provider is configured: set FAIRLANE_STRIPE_KEY.")
         with progress(f"Reporting to {exporter.name}"):

@@ -14,12 +14,16 @@ import sys
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from embedded.home import DATA_DIR, DATABASE_URL, REDIS_URL, Home
 from embedded.printer import JsonPrinter, Printer
 from embedded.program import Child
 from engine.errors import ConfigurationError
 from engine.settings import PREFIX, Settings
+
+if TYPE_CHECKING:
+    from engine.ports import MeterExporter
 
 ROOT = Path(__file__).resolve().parent.parent
 QUEUES = "runs,system"
@@ -60,7 +64,28 @@ def check_given(home: Home) -> None:
     """Refuse a bad variable before a server starts; what is not given is generated, or known once the servers run."""
     home.generate_keys()
     later = {DATABASE_URL: "postgresql://127.0.0.1/later", REDIS_URL: "redis://127.0.0.1/0"}
-    Settings.load(**{name.removeprefix(PREFIX).lower(): url for name, url in later.items() if name not in os.environ})
+    given = {name.removeprefix(PREFIX).lower(): url for name, url in later.items() if name not in os.environ}
+    require_extras(Settings.load(**given))
+
+
+def require_extras(settings: Settings) -> None:
+    """Refuse a variable whose library is not installed: with it, no process of the installation would start."""
+    from engine import tracing
+
+    tracing.require(settings)
+    meter_exporter(settings)
+
+
+def meter_exporter(settings: Settings) -> MeterExporter | None:
+    """What reports to the payment provider; None where none is configured."""
+    import exporters
+
+    key = settings.stripe_key
+    return exporters.build(
+        stripe_key=None if key is None else key.get_secret_value(),
+        stripe_meter=settings.stripe_meter,
+        service_urls=settings.service_urls,
+    )
 
 
 def environment(**more: str) -> dict[str, str]:

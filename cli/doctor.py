@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from engine.db import Database
+    from engine.settings import Settings
 
 MINIMUM_POSTGRES = 15
 MINIMUM_REDIS = (6, 2)
@@ -57,12 +58,19 @@ def examine(data: Any) -> list[Finding]:
         settings = commands.configured(data)
     except ConfigurationError as error:
         return [Finding("settings", "incomplete", error.detail + _asleep(Home(data)))]
-    keys = ", ".join(settings.master_key_ring)
     return [
-        Finding("settings", f"complete; master keys: {keys}"),
+        _extras(settings),
         *_safely("postgres", lambda: _postgres(settings.database_url, ring=settings.master_key_ring)),
         *_safely("redis", lambda: _redis(settings.redis_url)),
     ]
+
+
+def _extras(settings: Settings) -> Finding:
+    try:
+        commands.require_extras(settings)
+    except ConfigurationError as error:
+        return Finding("settings", "no process can start", error.detail)
+    return Finding("settings", f"complete; master keys: {', '.join(settings.master_key_ring)}")
 
 
 def _asleep(home: Home) -> str:

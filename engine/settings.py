@@ -129,11 +129,18 @@ class Settings(BaseSettings):
             raise ValueError("want an address such as Fairlane <fairlane@example.com>")
         return text
 
+    @field_validator("metrics_token")
+    @classmethod
+    def _token_of_a_header(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and re.fullmatch(r"[!-~]+", token.get_secret_value()) is None:
+            raise ValueError("is empty, or has a space or what is not ASCII; want a long random word, or leave it out")
+        return token
+
     @field_validator("stripe_key")
     @classmethod
     def _plausible_key(cls, key: SecretStr | None) -> SecretStr | None:
-        if key is not None and re.fullmatch(r"[!-~]+", key.get_secret_value()) is None:
-            raise ValueError("want a key such as sk_live_...")
+        if key is not None and re.fullmatch(r"[sr]k_[!-~]+", key.get_secret_value()) is None:
+            raise ValueError("want a secret or restricted key of Stripe, sk_... or rk_...")
         return key
 
     @field_validator("otel_endpoint")

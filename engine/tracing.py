@@ -141,16 +141,26 @@ def configure(settings: Settings) -> None:
     What else there is to set, the SDK reads from its own variables, ``OTEL_EXPORTER_OTLP_HEADERS`` and
     ``OTEL_TRACES_SAMPLER`` among them. Raises ConfigurationError when the extra is not installed.
     """
+    require(settings)
     if settings.otel_endpoint is None or _recorder is not None:
         return
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    exporter = OTLPSpanExporter(endpoint=f"{settings.otel_endpoint}/v1/traces", timeout=SECONDS)
+    record(BatchSpanProcessor(exporter))
+
+
+def require(settings: Settings) -> None:
+    """Raises ConfigurationError when there is an endpoint, and the extra is not installed."""
+    if settings.otel_endpoint is None:
+        return
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter
+        import opentelemetry.sdk.trace.export  # noqa: F401
     except ModuleNotFoundError as error:
         detail = "FAIRLANE_OTEL_ENDPOINT is set, and OpenTelemetry is not installed: pip install 'fairlane[otel]'."
         raise ConfigurationError(detail) from error
-    exporter = OTLPSpanExporter(endpoint=f"{settings.otel_endpoint}/v1/traces", timeout=SECONDS)
-    record(BatchSpanProcessor(exporter))
 
 
 def record(processor: SpanProcessor) -> None:

@@ -101,6 +101,9 @@ def test_a_taken_port_is_named_with_the_option_that_chooses_another(
         ("FAIRLANE_LOG_FORMAT", "yaml", "json"),
         ("FAIRLANE_SECRET_KEY", "short", "32"),
         ("FAIRLANE_DATABASE_URL", "mysql://localhost/fairlane", "postgresql://"),
+        ("FAIRLANE_STRIPE_KEY", "pk_live_1", "sk_... or rk_..."),
+        ("FAIRLANE_METRICS_TOKEN", "", "is empty"),
+        ("FAIRLANE_METRICS_TOKEN", "two words", "has a space"),
     ],
 )
 def test_up_refuses_a_bad_variable_before_any_server_starts(
@@ -111,6 +114,44 @@ def test_up_refuses_a_bad_variable_before_any_server_starts(
     assert name in run.stderr
     assert wants in run.stderr
     assert not (tmp_path / ".fairlane" / "postgres").exists()
+
+
+EXTRAS = [
+    (
+        "FAIRLANE_OTEL_ENDPOINT",
+        "http://127.0.0.1:4318",
+        "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+        "otel",
+    ),
+    ("FAIRLANE_STRIPE_KEY", "sk_test_1", "stripe", "stripe"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "module", "extra"), EXTRAS)
+def test_a_variable_without_its_extra_is_refused_before_any_server_starts_and_by_the_doctor(
+    fairlane: Callable[..., Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str,
+    module: str,
+    extra: str,
+) -> None:
+    for loaded in ("exporters.stripe_meter", module):
+        monkeypatch.delitem(sys.modules, loaded, raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    run = fairlane("up", "--port", "18766", **{name: value})
+    assert run.returncode == 1
+    assert f"{name} is set" in run.stderr
+    assert f"pip install 'fairlane[{extra}]'" in run.stderr.replace("\n", " ")
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / ".fairlane" / "postgres").exists()
+
+    urls = {"FAIRLANE_DATABASE_URL": "postgresql://127.0.0.1:1/nothing", "FAIRLANE_REDIS_URL": "redis://127.0.0.1:1/0"}
+    report = fairlane("doctor", **{name: value}, **urls, **KEYS)
+    assert report.returncode == 1
+    assert report.stdout.startswith("fault settings      no process can start\n")
+    assert f"pip install 'fairlane[{extra}]'" in report.stderr
 
 
 def test_up_says_what_to_do_about_a_server_that_does_not_answer(
