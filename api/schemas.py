@@ -68,6 +68,8 @@ Line = Annotated[
 """One line of text that somebody reads: a name."""
 Email = Annotated[str, StringConstraints(strip_whitespace=True, max_length=254), AfterValidator(_plausible_email)]
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+StoredEmail = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00]*$")]
+"""As long as those that may have come out of the multi-user system."""
 ObjectOrText = Annotated[dict[str, Any] | str, BeforeValidator(_object_or_text)]
 RoleName = Literal["owner", "admin", "member", "viewer"]
 
@@ -101,7 +103,7 @@ class Register(Body):
 
 
 class Login(Body):
-    email: Identifier
+    email: StoredEmail
     password: SecretStr = Field(max_length=MAXIMUM_LENGTH)
 
 

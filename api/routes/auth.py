@@ -135,7 +135,8 @@ def _login(services: Services, throttle: Throttle, body: Login, ip: str | None) 
     email = body.email.strip()
     with throttle.attempt(account=email, address=ip or ""):
         with services.database.system() as session:
-            account = identity.account(session, email)
+            # Old emails may have blanks around them: who types these means that account.
+            account = identity.account(session, body.email) or identity.account(session, email)
         stored = account["password_hash"] if account else None
         verdict = passwords.verify(body.password.get_secret_value(), stored)
         if account is None or stored is None or not verdict.right:

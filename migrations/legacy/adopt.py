@@ -134,38 +134,41 @@ _OLD_USER = f"SELECT 1 FROM {staging.SCHEMA}.users u"
 _LOSSES = (
     (
         f"SELECT count(*) FROM tenants t WHERE NOT EXISTS ({_OLD_USER} WHERE t.id = 'tenant_' || u.id::text)",
-        "{} organizations were made since the adoption; the multi-user system has no place for them.",
+        "organization",
+        "made since the adoption would have no place in the multi-user system.",
         False,
     ),
     (
         f"SELECT count(*) FROM users n WHERE NOT EXISTS ({_OLD_USER} WHERE n.id = u.id::text)",
-        "{} accounts that the multi-user system does not have would be lost",
+        "account",
+        "that the multi-user system does not have would be lost",
         True,
     ),
-    ("SELECT count(*) FROM runs WHERE trigger <> 'legacy'", "{} runs since the adoption would be lost", True),
+    ("SELECT count(*) FROM runs WHERE trigger <> 'legacy'", "run", "since the adoption would be lost", True),
     *(
         (
             f"SELECT count(*) FROM {table} WHERE updated_at > (SELECT at FROM {staging.SCHEMA}.adoption)",
-            f"{{}} {table} made or changed since the adoption would be lost",
+            table[:-1],
+            "made or changed since the adoption would be lost",
             True,
         )
         for table in ("workflows", "credentials")
     ),
-    ("SELECT count(*) FROM api_keys", "{} API keys would be lost", True),
-    ("SELECT count(*) FROM invoices", "{} invoices would be lost", True),
+    ("SELECT count(*) FROM api_keys", "API key", "would be lost", True),
+    ("SELECT count(*) FROM invoices", "invoice", "would be lost", True),
 )
-"""A count of what the way back would lose, a sentence, and whether --discard-new may lose it. No NOT IN: an old row
-without an id would make it count nothing."""
+"""A count of what the way back would lose, what that is, what to say of it, and whether --discard-new may lose it. No NOT
+IN: an old row without an id would make it count nothing."""
 
 
 def _refuse_to_lose(connection: Connection, *, discard_new: bool) -> None:
     for table in metadata.tables:  # the owner would otherwise count none: its policies hold for it too
         connection.execute(text(f"ALTER TABLE public.{table} NO FORCE ROW LEVEL SECURITY"))
-    for query, sentence, may_discard in _LOSSES:
+    for query, what, sentence, may_discard in _LOSSES:
         number = int(connection.execute(text(query)).scalar_one())
         if number and not (may_discard and discard_new):
-            hint = "; give --discard-new to lose them." if may_discard else ""
-            raise Conflict(sentence.format(number) + hint, code="would_lose_data")
+            hint = "; give --discard-new to go back nevertheless." if may_discard else ""
+            raise Conflict(f"{number} {what}{'' if number == 1 else 's'} {sentence}{hint}", code="would_lose_data")
 
 
 def forget(database_url: str, progress: Progress) -> None:

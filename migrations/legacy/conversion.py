@@ -21,7 +21,7 @@ from sqlalchemy import Connection, text
 
 from engine.db import dump_json
 from engine.definition import ScheduleTrigger, WebhookTrigger, Workflow, canonical, from_legacy, parse, version_hash
-from engine.errors import InvalidInput
+from engine.errors import Fault, InvalidInput
 from engine.ports import Action, Json
 from engine.workflows import TriggerKinds
 from migrations.legacy import plans
@@ -105,7 +105,7 @@ class Converter:
         try:
             return self._converted(row)
         except InvalidInput as error:
-            reason = "; ".join(f"{fault.pointer.lstrip('/')}: {fault.message}" for fault in error.faults)
+            reason = "; ".join(map(_said, error.faults))
         except (ValueError, RecursionError, UnicodeError) as error:
             reason = f"it cannot be read: {type(error).__name__}"
         return self._kept(row, reason[:2000].encode(errors="replace").decode().replace("\0", "\ufffd"))
@@ -238,6 +238,11 @@ def _write(connection: Connection, planned: list[Planned]) -> None:
     connection.execute(_WORKFLOW, columns)
     if triggers := [plan.trigger for plan in planned if plan.trigger is not None]:
         connection.execute(_TRIGGER, triggers)
+
+
+def _said(fault: Fault) -> str:
+    """A fault of the document as a whole has no place in it."""
+    return f"{fault.pointer.lstrip('/')}: {fault.message}" if fault.pointer else fault.message
 
 
 def _keys(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,6 +85,13 @@ def sort(connection: Connection, schema: str) -> None:
                 ANALYZE pg_temp.legacy_owners"""
             )
     connection.exec_driver_sql(
+        rf"""INSERT INTO legacy_sorted SELECT 'users', s.ctid, s.id::text, 'noted',
+            CASE WHEN s.email::text = '' THEN 'its email is empty: nobody can log in with it'
+                ELSE 'its email begins or ends with a blank, which a login must write too' END
+        FROM {schema}.users s WHERE s.email::text ~ '^$|^\s|\s$' AND NOT EXISTS (SELECT 1 FROM legacy_sorted x
+            WHERE x.table_name = 'users' AND x.kind = 'set_aside' AND x.place = s.ctid)"""
+    )
+    connection.exec_driver_sql(
         f"""INSERT INTO legacy_sorted SELECT 'users', s.ctid, s.id::text, 'noted',
             'another user has this email in other capitals: ' || (s.email::text)
         FROM {schema}.users s WHERE lower(s.email::text) IN

@@ -99,6 +99,7 @@ def dirty() -> tuple[Legacy, dict[str, str]]:
     ids = {"user": legacy.user("O'Brien+tag@Exämple.com"), "twin": legacy.user("o'brien+TAG@exämple.com")}
     user = ids["user"]
     legacy.user("idle@example.com", created_at="no time at all")
+    ids["no email"], ids["blank"] = legacy.user(""), legacy.user("bob@example.com ")
     ids["first"] = legacy.credential(user, "slack", "http://old/", created_at="2026-01-01 00:00:00")
     ids["second"] = legacy.credential(user, "slack", "http://new/", created_at="2026-01-02 00:00:00")
     ids["named"] = legacy.credential(user, "slack 2", "of a service with an odd name")
@@ -112,6 +113,7 @@ def dirty() -> tuple[Legacy, dict[str, str]]:
         ids[what] = legacy.workflow(user, "schedule", "slack_message", hook | {"interval": interval})
     ids["unknown"] = legacy.workflow(user, "webhook", "twilio_sms", {"to": "1"})
     ids["no json"] = legacy.workflow(user, "webhook", "slack_message", "{broken")
+    ids["huge"] = legacy.workflow(user, "webhook", "slack_message", {"slack_message": "x" * 300_000})
     ids["no object"] = legacy.workflow(user, "schedule", "slack_message", "[1]")
     ids["surrogate"] = legacy.workflow(user, "webhook", "slack_message", '{"slack_message": "\\ud800 \\u0000"}')
     ids["odd trigger"] = legacy.workflow(user, "carrier pigeon", "slack_message", hook)
@@ -148,6 +150,8 @@ def test_every_dirty_row_is_carried_over_or_set_aside_with_its_id_and_reason(
     assert conversion.counts["logs"].set_aside == 2
     expected = {
         ("users", "twin"): (Kind.NOTED, "in other capitals"),
+        ("users", "no email"): (Kind.NOTED, "its email is empty: nobody can log in with it"),
+        ("users", "blank"): (Kind.NOTED, "its email begins or ends with a blank, which a login must write too"),
         ("credentials", "orphan credential"): (Kind.SET_ASIDE, "its user nobody is gone"),
         ("credentials", "broken"): (Kind.BROKEN, "does not decrypt"),
         ("credentials", "garbage"): (Kind.BROKEN, "not base64"),
@@ -156,6 +160,7 @@ def test_every_dirty_row_is_carried_over_or_set_aside_with_its_id_and_reason(
         ("workflows", "no json"): (Kind.INACTIVE, "config_json: not JSON"),
         ("workflows", "no object"): (Kind.INACTIVE, "config_json: must be a JSON object"),
         ("workflows", "surrogate"): (Kind.INACTIVE, ""),
+        ("workflows", "huge"): (Kind.INACTIVE, "the document is larger than 256 KiB"),
         ("workflows", "odd trigger"): (Kind.INACTIVE, "trigger_type"),
         ("workflows", "nameless"): (Kind.CHANGED, "is_active is neither"),
         ("logs", "log of an orphan"): (Kind.SET_ASIDE, "is gone"),
@@ -165,6 +170,7 @@ def test_every_dirty_row_is_carried_over_or_set_aside_with_its_id_and_reason(
     }
     for (table, what), (kind, words) in expected.items():
         assert [k for k, reason in found[table, ids[what]] if words in reason] == [kind], what
+    assert not [reason for told in found.values() for _, reason in told if reason.startswith(":")]
     rejects = _rows(url, "SELECT id, row ->> 'id' FROM fairlane_legacy.rejects")
     aside = ("orphan credential", "orphan", "log of an orphan", "log of nothing")
     assert sorted(rejects) == sorted((ids[what], ids[what]) for what in aside)
@@ -346,10 +352,10 @@ def test_the_way_back_refuses_to_lose_what_was_made_since(empty_database_url: st
     before = dump(empty_database_url)
     _adopt(empty_database_url)
     _do(empty_database_url, "UPDATE runs SET trigger = 'webhook' WHERE id = (SELECT min(id) FROM runs)")
-    with pytest.raises(Conflict, match="1 runs since the adoption would be lost; give --discard-new"):
+    with pytest.raises(Conflict, match="1 run since the adoption would be lost; give --discard-new"):
         _take_back(empty_database_url)
     _do(empty_database_url, "INSERT INTO tenants (id, name) VALUES ('acme', 'Acme')")
-    with pytest.raises(Conflict, match="1 organizations were made since"):
+    with pytest.raises(Conflict, match="1 organization made since"):
         _take_back(empty_database_url, discard_new=True)
     assert _rows(empty_database_url, "SELECT count(*) FROM tenants") == [(4,)]
     _do(empty_database_url, "DELETE FROM tenants WHERE id = 'acme'")
@@ -389,7 +395,7 @@ def test_erasing_an_organization_reaches_the_old_tables_and_the_others_can_go_ba
         [(report,)] = _rows(url, "SELECT report->'findings' FROM fairlane_legacy.adoption")
         assert [finding["id"] for finding in report] == [orphan]
         assert _rows(url, "SELECT id FROM fairlane_legacy.rejects") == [(orphan,)]
-        with pytest.raises(Conflict, match="1 accounts that the multi-user system does not have"):
+        with pytest.raises(Conflict, match="1 account that the multi-user system does not have"):
             _take_back(url)
         _take_back(url, discard_new=True)
         assert dump(url) == dump(expected)
@@ -460,8 +466,8 @@ def test_old_rows_that_a_table_of_somebody_else_holds_do_not_keep_the_organizati
 @pytest.mark.parametrize(
     ("made", "sentence"),
     [
-        ("INSERT INTO tenants (id, name) VALUES ('acme', 'Acme')", "1 organizations were made since"),
-        ("INSERT INTO users (id, email, password_hash) VALUES ('new', 'n@b', 'x')", "1 accounts that the multi-user"),
+        ("INSERT INTO tenants (id, name) VALUES ('acme', 'Acme')", "1 organization made since"),
+        ("INSERT INTO users (id, email, password_hash) VALUES ('new', 'n@b', 'x')", "1 account that the multi-user"),
     ],
 )
 def test_an_old_row_without_an_id_hides_nothing_that_was_made_since(

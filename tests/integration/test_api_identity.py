@@ -220,6 +220,13 @@ def test_two_old_accounts_whose_emails_differ_by_case_both_log_in(api: Api) -> N
     assert (first.json()["user"]["id"], second.json()["user"]["id"]) == ("t1", "t2")
 
 
+@pytest.mark.parametrize(("stored", "typed"), [(" Eve@example.com", " eve@example.com"), ("e" * 490, " " + "E" * 490)])
+def test_an_old_email_with_blanks_around_it_or_of_any_length_logs_in(api: Api, stored: str, typed: str) -> None:
+    legacy_user(api, stored, "password one", user_id=f"old{len(stored)}")
+    answer = api.client().post("/api/auth/login", json={"email": typed, "password": "password one"})
+    assert (answer.status_code, answer.json()["user"]["id"]) == (200, f"old{len(stored)}")
+
+
 def test_guessing_a_password_is_slowed_down_and_others_are_not(api: Api) -> None:
     victim, other = api.person(), api.person()
 
