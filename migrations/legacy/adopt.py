@@ -157,8 +157,8 @@ _LOSSES = (
     ("SELECT count(*) FROM api_keys", "API key", "would be lost", True),
     ("SELECT count(*) FROM invoices", "invoice", "would be lost", True),
 )
-"""A count of what the way back would lose, what that is, what to say of it, and whether --discard-new may lose it. No NOT
-IN: an old row without an id would make it count nothing."""
+"""A count of what the way back would lose, what that is, what to say of it, and whether --discard-new may lose it.
+No NOT IN: an old row without an id would make it count nothing."""
 
 
 def _refuse_to_lose(connection: Connection, *, discard_new: bool) -> None:
