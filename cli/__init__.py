@@ -25,6 +25,13 @@ GROUPS = ("tenants", "plans", "billing", "runs", "lanes", "keys")
 class Commands(TyperGroup):
     """The commands below, and the groups."""
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")  # pydantic's words, not for who types options
+            raise
+
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *GROUPS]
 

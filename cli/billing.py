@@ -58,8 +58,8 @@ EXPORT: dict[str, Any] = {
 @app.command()
 def prices(period: Period = None, data: Data = DEFAULT_DATA, as_json: AsJson = False) -> None:
     """Show what each plan costs in a month."""
-    with opened(data) as here, here.database.system() as session, _usage():
-        found = billing.prices(session, period or _this_month())
+    with opened(data) as here, here.database.system() as session, _usage("--period"):
+        found = billing.prices(session, _this_month() if period is None else period)
         names = [row["name"] for row in plans.listed(session)]
     nothing = dict.fromkeys(("starts", "currency", "base", "included", "per_thousand"))
     show_items([{"plan": name} | found.get(name, nothing) for name in names], PRICE, as_json=as_json)
@@ -79,10 +79,14 @@ def set_price(
     as_json: AsJson = False,
 ) -> None:
     """Set what a plan costs from a month on; months that are closed stay as they are."""
-    with _usage():
+    with _usage("--currency"):
         code = invoice.parse_currency(currency)
-        price = Price(code, invoice.parse_money(base, code), included, invoice.parse_money(per_thousand, code))
-        period = invoice.parse_period(start or _this_month())
+    with _usage("--base"):
+        fee = invoice.parse_money(base, code)
+    with _usage("--per-thousand"):
+        price = Price(code, fee, included, invoice.parse_money(per_thousand, code))
+    with _usage("--from"):
+        period = invoice.parse_period(_this_month() if start is None else start)
     with opened(data) as here, here.database.system() as session, _usage():
         billing.set_price(session, plan, price, period=period)
         made = {"plan": plan} | billing.prices(session, period)[plan]
@@ -100,11 +104,11 @@ def show_invoice(
     as_json: AsJson = False,
 ) -> None:
     """Show the invoice of an organization for a month: the closed one, else what it would be now."""
-    with opened(data) as here, _usage():
+    with opened(data) as here, _usage("--period"):
         with here.database.system() as session:
             billing.require_tenant(session, tenant)
         with here.database.tenant(tenant) as own:
-            document = billing.of_tenant(own, period or _this_month())
+            document = billing.of_tenant(own, _this_month() if period is None else period)
     if as_json:
         show_json(document)
     elif form == "text":
@@ -122,7 +126,7 @@ def close(
 ) -> None:
     """Close a month, for every organization that has no invoice for it yet. It cannot be undone."""
     now = datetime.now(UTC)
-    with opened(data) as here, progress(f"Closing {month}"), _usage():
+    with opened(data) as here, progress(f"Closing {month}"), _usage("YYYY-MM"):
         if tenant is not None:
             with here.database.system() as session:
                 billing.require_tenant(session, tenant)
@@ -143,10 +147,11 @@ def set_customer(
     as_json: AsJson = False,
 ) -> None:
     """Name the customer that an organization is at the payment provider; its executions are reported from then on."""
-    if not customer.isascii() or not customer.isprintable() or " " in customer:
-        raise typer.BadParameter("want an id such as cus_NffrFeUfNV2Hib.", param_hint="CUSTOMER")
-    with _usage():
-        since = invoice.bounds(invoice.parse_period(start or _this_month()))[0]
+    if not customer or not customer.isascii() or not customer.isprintable() or " " in customer:
+        sentence = f"{customer!r} is no id of a customer, such as cus_NffrFeUfNV2Hib."
+        raise typer.BadParameter(sentence, param_hint="CUSTOMER")
+    with _usage("--from"):
+        since = invoice.bounds(invoice.parse_period(_this_month() if start is None else start))[0]
     with opened(data) as here, here.database.system() as session:
         billing.set_customer(session, operator_here(), tenant, customer, since=since)
     made = {"tenant_id": tenant, "customer": customer}
@@ -188,7 +193,9 @@ def list_exports(
 @app.command()
 def settle(
     identifier: Identifier,
-    outcome: Annotated[Literal["sent", "planned"], typer.Argument(metavar="sent|planned", help="What holds now.")],
+    outcome: Annotated[
+        Literal["sent", "planned"], typer.Argument(metavar="STATE", help="What holds now: sent or planned.")
+    ],
     data: Data = DEFAULT_DATA,
     as_json: AsJson = False,
 ) -> None:
@@ -228,9 +235,9 @@ def _this_month() -> str:
 
 
 @contextmanager
-def _usage() -> Iterator[None]:
-    """What is wrong with a month or an amount is wrong usage."""
+def _usage(what: str | None = None) -> Iterator[None]:
+    """What is wrong with a month or an amount is wrong usage; `what` is the option that has it."""
     try:
         yield
     except InvalidInput as error:
-        raise typer.BadParameter(plain(error)) from None
+        raise typer.BadParameter(plain(error), param_hint=what) from None

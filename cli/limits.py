@@ -8,7 +8,7 @@ import typer
 
 from cli.output import show_items
 from engine.errors import InvalidInput
-from engine.plans import NAMES, UNLIMITED, Limits, parse_limit
+from engine.plans import NAMES, UNLIMITED, Limits, parse_limit, require_limit
 
 Values = dict[str, float | int | None]
 
@@ -19,6 +19,14 @@ def parse(name: str, text: str) -> float | int | None:
         return parse_limit(name, text)
     except InvalidInput as error:
         raise typer.BadParameter(error.detail) from None
+
+
+def require(name: str) -> None:
+    """A name that is none is wrong usage."""
+    try:
+        require_limit(name)
+    except InvalidInput as error:
+        raise typer.BadParameter(error.detail, param_hint="LIMIT") from None
 
 
 def parse_all(words: list[str]) -> Values:

@@ -89,7 +89,7 @@ def roles(data: Data = DEFAULT_DATA, as_json: AsJson = False) -> None:  # noqa: 
 
 def switch_organizations(
     tenant: TenantId,
-    state: Annotated[Literal["on", "off"], typer.Argument(metavar="on|off")],
+    state: Annotated[Literal["on", "off"], typer.Argument(metavar="STATE", help="on or off.")],
     data: Data = DEFAULT_DATA,
     as_json: AsJson = False,
 ) -> None:

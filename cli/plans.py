@@ -8,11 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from cli import limits
-from cli.installation import opened
+from cli.installation import Installation, opened
 from cli.options import DEFAULT_DATA, AsJson, Data, group
 from cli.output import show_items, show_json
 from cli.progress import progress
 from engine import plans
+from engine.db import SystemSession
+from engine.errors import InvalidInput
 from engine.plans import NAMES, Limits
 
 app = group("Plans: what organizations may use.")
@@ -55,12 +57,19 @@ def set_(
     with opened(data) as here:
         with progress("Telling the lanes of the plan"), here.database.system() as session:
             if create:
-                here.plans.create_plan(session, plan, Limits.model_validate(given))
+                _create(here, session, plan, Limits.model_validate(given))
             else:
                 here.plans.change_plan(session, plan, given)
         with here.database.system() as session:
             row = plans.get(session, plan)
     _report(row, as_json=as_json)
+
+
+def _create(here: Installation, session: SystemSession, name: str, values: Limits) -> None:
+    try:
+        here.plans.create_plan(session, name, values)
+    except InvalidInput as error:
+        raise typer.BadParameter(error.detail, param_hint="PLAN") from None
 
 
 def _shown(row: dict[str, Any], name: str) -> object:

@@ -12,7 +12,7 @@ from cli.installation import Installation, opened, operator_here
 from cli.options import DEFAULT_DATA, AsJson, Data, TenantId, group
 from cli.output import show_items, show_json, show_record, warn
 from cli.paging import pages
-from engine import allowances, audit, ids, members, plans
+from engine import allowances, audit, billing, ids, members, plans
 from engine.errors import NotFound
 from engine.permissions import Role
 from engine.plans import DEFAULT, TenantLimits
@@ -43,6 +43,9 @@ def list_(
     """List the organizations."""
     wanted = TenantFilter(plan=plan, status=status, name=name)
     with opened(data) as here:
+        if plan is not None:
+            with here.database.system() as session:
+                plans.get(session, plan)
         rows = pages(
             here.database,
             lambda session, last, limit: operator.tenants_listed(
@@ -60,10 +63,11 @@ def show(tenant: TenantId, data: Data = DEFAULT_DATA, as_json: AsJson = False) -
         counts = operator.counts(session, tenant)
         with session.acting_for(tenant) as own:
             used = {item["name"]: item["used"] for item in allowances.quotas(own, datetime.now(UTC))}
+            rules = {"over_quota": allowances.policy(own), "customer": billing.customer(own)}
     if as_json:
-        show_json(_whole(found) | {"counts": counts, "used": used})
+        show_json(_whole(found) | rules | {"counts": counts, "used": used})
         return
-    show_record(found.tenant | {"lane": "paused" if found.paused else "open"} | counts)
+    show_record(found.tenant | {"lane": "paused" if found.paused else "open"} | rules | counts)
     typer.echo()
     limits.show(found.limits, overrides=found.overrides, used=used)
 
@@ -120,13 +124,14 @@ def set_limit(
 ) -> None:
     """Let one limit of an organization differ from its plan."""
     by_plan = value.lower() == DEFAULT
-    parsed = limits.parse(limit, "1" if by_plan else value)
+    limits.require(limit)
+    values = {} if by_plan else {limit: limits.parse(limit, value)}
     with opened(data) as here:
         with here.database.system() as session:
             if by_plan:
                 here.plans.unset_limits(session, tenant, limit)
             else:
-                here.plans.set_limits(session, tenant, {limit: parsed})
+                here.plans.set_limits(session, tenant, values)
             own = plans.of_tenant(session, tenant)
         holds = limits.shown(getattr(own.limits, limit))
         whose = f"as on its plan {own.tenant['plan']}" if by_plan else "its own"

@@ -53,7 +53,7 @@ def over_quota(
     tenant: TenantId,
     policy: Annotated[
         Literal["hold", "reject"],
-        typer.Argument(metavar="hold|reject", help="Keep them until there is room, as it is at first; or answer 429."),
+        typer.Argument(metavar="POLICY", help="hold: keep them until there is room, as at first; reject: answer 429."),
     ],
     data: Data = DEFAULT_DATA,
     as_json: AsJson = False,

@@ -85,6 +85,11 @@ def _who_raises(session: TenantSession, limit: str) -> str:
     )
 
 
+def policy(session: TenantSession) -> str:
+    """What becomes of a start from outside over the monthly limit: ``hold`` or ``reject``."""
+    return "reject" if stored.limits(session).get("over_quota") == "reject" else "hold"
+
+
 def quotas(session: TenantSession, now: datetime) -> list[dict[str, Any]]:
     """Items ``{name, limit, used, resets_at}`` of what can be counted; `limit` None is unlimited."""
     row = stored.all_used(session)

@@ -181,6 +181,11 @@ def set_customer(session: SystemSession, by: Actor, tenant_id: str, customer: st
     audit.record_for(session, tenant_id, by, "billing.customer_set", tenant_id, customer=customer)
 
 
+def customer(session: TenantSession) -> str | None:
+    """Who the organization is for the provider that usage is reported to."""
+    return stored.customer(session)
+
+
 def _document(session: TenantSession, period: str) -> Row:
     tenant = stored.tenant(session)
     shares = _shares(session, tenant, period)

@@ -250,7 +250,8 @@ def parse_money(text: str, currency: str) -> int:
         if not (0 <= minor < 10**15 and minor == minor.to_integral_value()):
             raise InvalidOperation
     except InvalidOperation:
-        sentence = f"{text!r} is no amount of {currency} such as {written(4900, currency)}."
+        digits = {0: "no decimals", 2: "at most two decimals", 3: "at most three decimals"}[_digits(currency)]
+        sentence = f"{text!r} is no amount of {currency} such as {written(4900, currency)}: {digits}, not negative."
         raise InvalidInput([Fault("/amount", sentence)], detail=sentence) from None
     return int(minor)
 

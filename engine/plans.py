@@ -10,6 +10,7 @@ lost its data. `Plans.tell` tells lanes again.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,10 @@ LIKE: Final = 0.6
 """How alike two names are of which one may be meant for the other."""
 DEFAULT: Final = "default"
 """Instead of a value: what the plan says."""
+LONGEST_PLAN_NAME: Final = 50
+PLAN_NAME: Final = re.compile(rf"[a-z0-9_-]{{1,{LONGEST_PLAN_NAME}}}")
+"""What a new plan may be named; those that have another name keep it."""
+_PLAN_NAME_WANTED: Final = f"1 to {LONGEST_PLAN_NAME} lower-case letters a to z, digits, - and _"
 POLICIES: Final = ("hold", "reject")
 """What becomes of a run over the monthly limit; the first unless said otherwise."""
 OPERATOR: Final = Actor("operator")
@@ -68,12 +73,17 @@ class Limits(BaseModel):
 NAMES = tuple(Limits.model_fields)
 
 
-def parse_limit(name: str, text: str) -> float | int | None:
-    """The value of a limit as a person writes it, such as ``100`` or ``unlimited``. Raises InvalidInput."""
+def require_limit(name: str) -> None:
+    """Raises InvalidInput when there is no such limit."""
     if name not in Limits.model_fields:
         close = _closest(name)
         hint = f" Did you mean {close}?" if close else ""
         raise _refusal(name, f"There is no limit {name!r}.{hint} The limits are {', '.join(NAMES)}.")
+
+
+def parse_limit(name: str, text: str) -> float | int | None:
+    """The value of a limit as a person writes it, such as ``100`` or ``unlimited``. Raises InvalidInput."""
+    require_limit(name)
     value = None if text.lower() in UNLIMITED else text
     try:
         limits = Limits.model_validate({name: value})
@@ -91,6 +101,10 @@ def _closest(word: str) -> str | None:
     }
     best = max(NAMES, key=lambda name: likeness[name])
     return best if likeness[best] >= LIKE else None
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= LONGEST_PLAN_NAME else f"{name[:LONGEST_PLAN_NAME]}...")
 
 
 def _refusal(name: str, sentence: str) -> InvalidInput:
@@ -227,7 +241,9 @@ class Plans:
         session.after_commit(partial(self._or_leave, partial(self.tell_plan, name)))
 
     def create_plan(self, session: SystemSession, name: str, limits: Limits) -> None:
-        """Raises Conflict when there is one of that name."""
+        """Raises InvalidInput for a name that a plan cannot have, and Conflict when there is one of that name."""
+        if PLAN_NAME.fullmatch(name) is None:
+            raise _refusal("name", f"A plan cannot be named {_short(name)}: want {_PLAN_NAME_WANTED}.")
         stored.lock(session)
         if stored.get(session, name) is not None:
             raise Conflict(f"There is a plan {name!r} already.")

@@ -27,9 +27,7 @@ OTHER_FORMS: dict[int | str, dict[str, Any]] = {
 def show(
     call: Payer,
     request: Request,
-    period: Annotated[
-        str | None, Query(min_length=7, max_length=7, description="Such as 2026-10; this month without it.")
-    ] = None,
+    period: Annotated[str | None, Query(max_length=7, description="Such as 2026-10; this month without it.")] = None,
     form: Annotated[
         Literal["json", "csv", "html"] | None, Query(alias="format", description="Instead of an Accept header.")
     ] = None,
@@ -37,7 +35,7 @@ def show(
     """Show the invoice of a month. It is `open` until the month is closed, and never changes after that."""
     wanted = form or _accepted(request.headers.get("accept", ""))
     with call.transaction() as session:
-        document = billing.of_tenant(session, period or invoice.period_of(datetime.now(UTC)))
+        document = billing.of_tenant(session, invoice.period_of(datetime.now(UTC)) if period is None else period)
     if wanted == "csv":
         name = f"invoice-{document['period']}.csv"
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -26,8 +26,15 @@ class Quota(BaseModel):
     resets_at: datetime | None = Field(description="When it begins anew; null for what is counted as it is now.")
 
 
-@router.get("/api/quotas", response_model=Listed[Quota])
+class Quotas(Listed[Quota]):
+    over_quota: Literal["hold", "reject"] = Field(
+        description="What becomes of runs over max_executions_per_month: they wait until there is room, or get 429."
+    )
+
+
+@router.get("/api/quotas", response_model=Quotas)
 def list_quotas(call: Reader) -> Any:
     """Show every limit that is counted, and what is used of it now."""
     with call.transaction() as session:
-        return {"items": allowances.quotas(session, datetime.now(UTC)), "next_cursor": None}
+        items = allowances.quotas(session, datetime.now(UTC))
+        return {"items": items, "next_cursor": None, "over_quota": allowances.policy(session)}

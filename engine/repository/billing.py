@@ -146,3 +146,9 @@ def set_customer(session: SystemSession, tenant_id: str, customer: str, *, since
     """Who the organization is for the provider; what was planned for another customer stays theirs."""
     statement = insert(billing_accounts).values(tenant_id=tenant_id, customer=customer, export_from=since)
     session.execute(statement.on_conflict_do_update(index_elements=["tenant_id"], set_={"customer": customer}))
+
+
+def customer(session: TenantSession) -> str | None:
+    statement = sa.select(billing_accounts.c.customer).where(billing_accounts.c.tenant_id == session.tenant_id)
+    row = session.row(statement)
+    return None if row is None else row["customer"]

@@ -96,3 +96,9 @@ def test_the_page_and_the_table_take_no_orders_from_a_name(owner: Person) -> Non
 def test_what_cannot_be_shown_is_refused(owner: Person, query: str) -> None:
     answer = owner.http.get(f"{PATH}?{query}")
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_input"), answer.text
+
+
+@pytest.mark.parametrize("period", ["abc", "2026-1", "2026-13", ""])
+def test_a_month_that_is_none_is_told_what_is_wanted(owner: Person, period: str) -> None:
+    (fault,) = owner.http.get(PATH, params={"period": period}).json()["errors"]
+    assert (fault["pointer"], "is not a month such as 2026-10" in fault["detail"]) == ("/period", True)

@@ -27,7 +27,7 @@ def api(module_database_url: str, redis_server: Any) -> Iterator[Api]:
         yield running
 
 
-def limited(api: Api, person: Person, **limits: int) -> Person:
+def limited(api: Api, person: Person, **limits: int | str) -> Person:
     with api.services.database.system() as session:
         change = sa.text("UPDATE tenants SET limits = limits || :limits WHERE id = :id")
         session.execute(
@@ -138,6 +138,13 @@ def test_every_role_reads_the_quotas_and_the_month_has_its_end(api: Api) -> None
     assert datetime.fromisoformat(month["resets_at"]).day == 1
     assert (items["max_queued_runs"]["used"], items["max_concurrent_runs"]["used"]) == (1, 0)
     assert (items["max_members"]["used"], items["max_workflows"]["used"]) == (2, 1)
+
+
+def test_what_becomes_of_runs_over_the_month_is_told(api: Api) -> None:
+    person = api.person()
+    assert person.http.get("/api/quotas").json()["over_quota"] == "hold"
+    limited(api, person, over_quota="reject")
+    assert person.http.get("/api/quotas").json()["over_quota"] == "reject"
 
 
 def test_an_admin_says_where_notices_go_and_sees_what_became_of_them(api: Api) -> None:

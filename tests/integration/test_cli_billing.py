@@ -97,6 +97,49 @@ def test_an_invoice_is_shown_in_every_form_and_closed_once(fairlane: CommandLine
         assert fairlane("billing", *words).err.startswith("There is no organization 'nobody'")
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--base", "abc"), "--base: 'abc' is no amount of USD such as 49.00: at most two decimals, not negative."),
+        (("--base", "-1"), "--base: '-1' is no amount of USD"),
+        (("--per-thousand", "0.404"), "--per-thousand: '0.404' is no amount of USD"),
+        (
+            ("--currency", "JPY"),
+            "--per-thousand: '500.50' is no amount of JPY such as 4900: no decimals, not negative.",
+        ),
+        (("--from", "abc"), "--from: 'abc' is not a month such as 2026-10."),
+        (("--from", ""), "--from: '' is not a month such as 2026-10."),
+    ],
+)
+def test_a_price_that_cannot_be_set_names_the_option_and_what_would_be_right(
+    fairlane: CommandLine, words: tuple[str, ...], sentence: str
+) -> None:
+    refused = fairlane(*price(fairlane, *words))
+    assert refused.code == 2
+    assert sentence in " ".join(refused.err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("period", ["", "abc", NEXT])
+def test_a_month_that_is_none_is_not_taken_for_this_one(fairlane: CommandLine, period: str) -> None:
+    refused = fairlane("billing", "invoice", "acme", "--period", period)
+    assert (refused.code, "Invalid value for --period: " in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize("customer", ["", " ", "cus 1", "cus\n1", "cus\x00", "cüs"])
+def test_a_customer_that_no_provider_has_is_refused(fairlane: CommandLine, customer: str) -> None:
+    refused = fairlane("billing", "set-customer", "acme", customer)
+    assert (refused.code, "is no id of a customer, such as cus_" in refused.err) == (2, True)
+    assert fairlane.fine("tenants", "show", "acme", "--json").json["customer"] is None
+
+
+def test_the_customer_is_shown_with_its_organization(fairlane: CommandLine) -> None:
+    fairlane.fine("billing", "set-customer", "acme", "cus_acme")
+    assert ["customer", "cus_acme"] in [
+        line.split() for line in fairlane.fine("tenants", "show", "acme").out.splitlines()
+    ]
+    assert fairlane.fine("tenants", "show", "beta", "--json").json["customer"] is None
+
+
 def test_a_command_that_is_killed_when_the_provider_has_the_event_reports_nothing_twice(
     fairlane: CommandLine, database: Database
 ) -> None:

@@ -53,6 +53,8 @@ def test_a_long_list_is_whole_in_order_and_can_be_narrowed(fairlane: CommandLine
     assert fairlane.fine("tenants", "list", "--name", "nobody", "--json").json == []
     assert fairlane.fine("tenants", "list", "--name", "nobody").out == "There are no such organizations.\n"
     assert fairlane("tenants", "list", "--status", "deleted").code == 2
+    no_plan = fairlane("tenants", "list", "--plan", "gold")
+    assert (no_plan.code, no_plan.err) == (1, "There is no plan 'gold'; `fairlane plans list` shows them.\n")
 
 
 def test_an_organization_is_made_on_a_plan_and_for_an_owner(fairlane: CommandLine, database: Database) -> None:
@@ -135,6 +137,12 @@ def test_a_limit_that_cannot_be_set_says_why(
     assert "Traceback" not in result.err
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_limit_goes_back_to_what_the_plan_says(fairlane: CommandLine, name: str) -> None:
+    fairlane.fine("tenants", "set-limit", "acme", name, "5000" if name == "max_payload_bytes" else "5")
+    assert fairlane.fine("tenants", "set-limit", "acme", name, "default", "--json").json["overrides"] == {}
+
+
 def test_a_weight_that_is_set_acts_on_what_waits_already(fairlane: CommandLine, redis_url: str) -> None:
     with fair_queue(redis_url) as queue:
         queue.publish("acme", 40)
@@ -177,6 +185,24 @@ def test_a_plan_is_made_and_listed_beside_the_others(fairlane: CommandLine) -> N
     assert fairlane("plans", "show", "gold").code == 1
     assert fairlane("plans", "set", "pro", "weight").code == 2
     assert fairlane("plans", "set", "pro", "weight", "heavy").code == 2
+
+
+@pytest.mark.parametrize("name", ["", " ", "Gold", "gold plan", "gold\n", "gold\x1b[31m", "gölD", "g" * 51, "g" * 300])
+def test_a_plan_gets_no_name_that_nobody_could_type_or_read(fairlane: CommandLine, name: str) -> None:
+    refused = fairlane("plans", "set", name, "weight", "3", "--create")
+    told = " ".join(refused.err.replace("│", " ").split())
+    assert refused.code == 2
+    assert "want 1 to 50 lower-case letters a to z, digits, - and _." in told
+    assert "g" * 51 not in told
+    assert len(fairlane.fine("plans", "list", "--json").json) == 3
+
+
+def test_plans_with_names_of_before_stay_in_use(fairlane: CommandLine, database: Database) -> None:
+    with database.system() as session:
+        session.execute(sa.text("INSERT INTO plans (name, limits, limits_version) VALUES ('Gold Plan', '{}', 1)"))
+    assert fairlane.fine("plans", "set", "Gold Plan", "weight", "3", "--json").json["limits"]["weight"] == 3
+    assert fairlane.fine("tenants", "set-plan", "acme", "Gold Plan", "--json").json["plan"] == "Gold Plan"
+    fairlane.fine("plans", "set", "g" * 50, "weight", "3", "--create")
 
 
 def test_a_suspended_organization_is_paused_and_resumed(fairlane: CommandLine, redis_url: str) -> None:

@@ -71,7 +71,7 @@ def test_a_month_of_one_organization_is_told_in_sums_and_by_workflow(fairlane: C
         (("usage", "nobody"), 1, "no organization 'nobody'"),
         (("usage", "acme", "--period", "2026-13"), 2, "want a month such as 2026-11"),
         (("over-quota", "nobody", "reject"), 1, "no organization 'nobody'"),
-        (("over-quota", "acme", "drop"), 2, "'hold', 'reject'"),
+        (("over-quota", "acme", "drop"), 2, "Invalid value for 'POLICY': 'drop' is not one of 'hold', 'reject'."),
     ],
 )
 def test_what_cannot_be_told_or_set_says_why(
@@ -83,7 +83,11 @@ def test_what_cannot_be_told_or_set_says_why(
 
 
 def test_the_policy_is_set_told_and_audited(fairlane: CommandLine, database: Database) -> None:
+    assert fairlane.fine("tenants", "show", "acme", "--json").json["over_quota"] == "hold"
     refused = fairlane.fine("tenants", "over-quota", "acme", "reject")
+    assert ["over_quota", "reject"] in [
+        line.split() for line in fairlane.fine("tenants", "show", "acme").out.splitlines()
+    ]
     assert refused.out == "Runs of acme over its monthly limit are refused.\n"
     policy = sa.text("SELECT limits ->> 'over_quota' FROM tenants WHERE id = 'acme'")
     with database.system() as session:
