@@ -88,8 +88,8 @@ class Notices:
 
 
 def marks_passed(used: int, limit: int) -> tuple[int, ...]:
-    """Those that so many executions have reached."""
-    return tuple(percent for percent in MARKS if used > 0 and used * 100 >= limit * percent)
+    """Those that so many executions have reached; of a limit of 0 all are."""
+    return tuple(percent for percent in MARKS if used * 100 >= limit * percent)
 
 
 def listed(session: TenantSession, *, after: tuple[str, int] | None, limit: int) -> list[Row]:
@@ -156,4 +156,4 @@ def body(row: Row) -> bytes:
 
 
 def _written(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

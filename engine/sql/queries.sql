@@ -690,7 +690,7 @@ WITH used AS (
     GROUP BY 1, 2, 3
 )
 SELECT used.label AS tenant, one.quota,
-       max(CASE WHEN cap.most > 0 THEN one.n / cap.most WHEN one.n > 0 THEN 1 ELSE 0 END)::float8 AS ratio
+       max(CASE WHEN cap.most > 0 THEN one.n / cap.most ELSE 1 END)::float8 AS ratio
 FROM used JOIN plans p ON p.name = used.plan,
      LATERAL (VALUES ('max_executions_per_month', max_executions_per_month), ('max_workflows', max_workflows),
                      ('max_credentials', max_credentials), ('max_members', max_members),
@@ -701,10 +701,11 @@ GROUP BY 1, 2;
 
 -- name: passed_marks
 -- Why from the counters: they are few, and counted anew before (`stale_counters`). Seen as a tenant it is about that one alone.
+-- A limit of 0 is passed once there is a counter: the first run that is held makes it.
 SELECT counted.tenant_id, counted.used, kept.monthly
 FROM (
     SELECT c.tenant_id, sum(c.used)::bigint AS used
-    FROM quota_counters c WHERE c.period = :period GROUP BY c.tenant_id HAVING sum(c.used) > 0) counted
+    FROM quota_counters c WHERE c.period = :period GROUP BY c.tenant_id) counted
 JOIN tenants t ON t.id = counted.tenant_id AND t.status = 'active'
 JOIN plans p ON p.name = t.plan
 CROSS JOIN LATERAL (SELECT ((p.limits || t.limits) ->> 'max_executions_per_month')::bigint AS monthly) kept

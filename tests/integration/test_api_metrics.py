@@ -218,6 +218,16 @@ def test_the_ratio_follows_a_limit_that_is_set_when_much_is_used(api: Api) -> No
     assert of(scrape(api.client()), "quota_used_ratio", **quota) == 0.75
 
 
+def test_a_limit_of_zero_is_all_used_once_a_run_is_held_over_it(api: Api) -> None:
+    person = api.person()
+    workflow = person.workflow()
+    limit(api, person, max_executions_per_month=0)
+    roll_up(api)
+    assert of(scrape(api.client()), "quota_used_ratio", tenant="other", quota="max_executions_per_month") is None
+    person.run(workflow)
+    assert of(scrape(api.client()), "quota_used_ratio", tenant="other", quota="max_executions_per_month") == 1
+
+
 def test_the_ratio_of_others_is_that_of_the_fullest(api: Api) -> None:
     people = [api.person() for _ in range(3)]
     for count, person in enumerate(people, start=1):

@@ -94,7 +94,16 @@ def world(database_url: str) -> Iterator[World]:
 
 @pytest.mark.parametrize(
     ("used", "limit", "passed"),
-    [(7, 10, ()), (8, 10, (80,)), (9, 10, (80,)), (10, 10, (80, 100)), (0, 0, ()), (1, 0, (80, 100)), (79, 99, ())],
+    [
+        (7, 10, ()),
+        (8, 10, (80,)),
+        (9, 10, (80,)),
+        (10, 10, (80, 100)),
+        (0, 10, ()),
+        (0, 0, (80, 100)),
+        (1, 0, (80, 100)),
+        (79, 99, ()),
+    ],
 )
 def test_a_mark_is_passed_when_that_share_is_used(used: int, limit: int, passed: tuple[int, ...]) -> None:
     assert marks_passed(used, limit) == passed
@@ -113,6 +122,14 @@ def test_each_mark_is_noticed_once_in_a_month_and_again_in_the_next(world: World
     world.use(10)
     assert world.notice() == 2
     assert [(said["period"], said["percent"]) for said in world.said()[2:]] == [("2027-04", 80), ("2027-04", 100)]
+
+
+def test_a_limit_of_zero_is_noticed_when_the_first_run_is_held(world: World) -> None:
+    world.limit(0)
+    assert world.notice() == 0
+    world.use(1)
+    assert [world.notice(), world.notice()] == [2, 0]
+    assert [(said["percent"], said["used"], said["limit"]) for said in world.said()] == [(80, 0, 0), (100, 0, 0)]
 
 
 @pytest.mark.parametrize("before", ["null", 100])
@@ -160,6 +177,7 @@ def test_many_at_once_make_and_send_each_notice_once(world: World) -> None:
 
 def test_the_request_to_the_organizations_url_is_signed_as_standard_webhooks_says(world: World) -> None:
     secret = world.listen()
+    world.now += timedelta(microseconds=5)
     world.use(9)
     world.notice()
     assert world.deliver() == Delivered(sent=1)
