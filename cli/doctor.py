@@ -6,7 +6,7 @@ Each check is one line, each fault one sentence that says what to do. It changes
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ def _safely(check: str, findings: Callable[[], list[Finding]]) -> list[Finding]:
         return [Finding(check, "unreachable", sentence_for(error) or str(error))]
 
 
-def _postgres(url: str, *, ring: Container[str]) -> list[Finding]:
+def _postgres(url: str, *, ring: Mapping[str, bytes]) -> list[Finding]:
     with schema.connection_to(url, seconds=SECONDS_TO_CONNECT) as connection:
         version = connection.info.server_version // 10000
         fault = None
@@ -107,7 +107,7 @@ def _schema(connection: psycopg.Connection[Any]) -> Finding:
     return Finding("schema", f"revision {at or 'none'}", schema.fault(at))
 
 
-def _inside(url: str, ring: Container[str]) -> list[Finding]:
+def _inside(url: str, ring: Mapping[str, bytes]) -> list[Finding]:
     """Would row-level security hold, and are all secrets under known keys? Asked of the engine itself."""
     from engine.db import Database
 
@@ -121,14 +121,20 @@ def _inside(url: str, ring: Container[str]) -> list[Finding]:
         database.close()
 
 
-def _data_keys(database: Database, ring: Container[str]) -> Finding:
+def _data_keys(database: Database, ring: Mapping[str, bytes]) -> Finding:
+    from engine import vault
     from engine.repository import operator
 
+    fault = None
     with database.system() as session:
         used = operator.master_keys(session)
-    missing = [row["id"] for row in used if row["id"] not in ring]
-    fault = f"Secrets are under {', '.join(missing)}, which FAIRLANE_MASTER_KEYS lacks: add it, after the first."
-    return Finding("data keys", f"{sum(row['data_keys'] for row in used):,}", fault if missing else None)
+        try:
+            vault.require_fitting(session, ring)
+        except ConfigurationError as error:
+            fault = error.detail
+    if missing := [row["id"] for row in used if row["id"] not in ring]:
+        fault = f"Secrets are under {', '.join(missing)}, which FAIRLANE_MASTER_KEYS lacks: add it, after the first."
+    return Finding("data keys", f"{sum(row['data_keys'] for row in used):,}", fault)
 
 
 def _redis(url: str) -> list[Finding]:

@@ -20,7 +20,7 @@ from engine import audit, plans
 from engine.db import Row, TenantSession
 from engine.errors import VaultError
 from engine.repository import credentials, operator
-from engine.vault import MasterKeyRing, Vault
+from engine.vault import MasterKeyRing, Vault, require_fitting
 
 app = group("Keys: which secrets are under which key, and changing the keys.")
 
@@ -89,10 +89,12 @@ def rotate(
 
 @app.command()
 def status(data: Data = DEFAULT_DATA, as_json: AsJson = False) -> None:
-    """Show how many data keys are under which master key; exit 1 when one of those is not configured."""
+    """Show how many data keys are under which master key; exit 1 when one of those is not configured or another one."""
     with opened(data) as here:
         keys = _status(here)
-    show_items(keys, COLUMNS, as_json=as_json)
+        show_items(keys, COLUMNS, as_json=as_json)
+        with here.database.system() as session:
+            require_fitting(session, here.settings.master_key_ring)
     missing = [key["id"] for key in keys if key["state"] == "missing"]
     if missing:
         fail(f"Secrets are under {', '.join(missing)}, which FAIRLANE_MASTER_KEYS lacks: add it, after the first.")

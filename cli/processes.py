@@ -132,6 +132,8 @@ def migrate(
 def _migrate(url: str, *, to: str, back_to: str | None, discard_new: bool) -> None:
     import migrations
 
+    if back_to is None:
+        schema.refuse_multi_user(url)
     _require_way(_revision(url), back_to)
     if back_to in ("0001", "base") and adoption.take_back_if_adopted(url, discard_new=discard_new):
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import ConfigurationError
+from engine.errors import ConfigurationError, Conflict
 
 if TYPE_CHECKING:
     import psycopg
@@ -23,6 +23,20 @@ def revision(connection: psycopg.Connection[Any]) -> str | None:
         return None
     row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     return str(row[0]) if row else None
+
+
+def refuse_multi_user(url: str) -> None:
+    """Raises Conflict for a database of the multi-user system, whose tables the schema would collide with."""
+    from migrations.legacy.findings import TABLES
+
+    with connection_to(url) as connection:
+        found = "SELECT bool_and(to_regclass('public.' || name) IS NOT NULL) FROM unnest(%s::text[]) name"
+        there = connection.execute(found, [list(TABLES)]).fetchone()
+        if there == (True,) and revision(connection) is None:
+            raise Conflict(
+                "This is a database of the multi-user system: adopt it with `fairlane migrate --adopt`"
+                " (docs/migration.md). Nothing was changed."
+            )
 
 
 def fault(at: str | None) -> str | None:

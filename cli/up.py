@@ -12,13 +12,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import commands
+from cli import commands, schema
 from cli.commands import StopRank
 from cli.options import DEFAULT_CONCURRENCY, DEFAULT_DATA, Concurrency, Data, Processes, cores
 from cli.processes import workers as worker_programs
@@ -126,12 +126,17 @@ def _described(servers: Servers) -> str:
 
 
 def _prepared() -> Settings:
-    """The settings, once both servers answer and the schema is the newest."""
+    """The settings, once both servers answer, the schema is the newest, and the master keys open what is there."""
     import migrations
+    from engine import vault
+    from engine.db import Database
 
     settings = Settings.load()
     commands.require_redis(settings.redis_url)
+    schema.refuse_multi_user(settings.database_url)
     migrations.upgrade(settings.database_url)
+    with closing(Database(settings.database_url, pool_size=1)) as database, database.system() as session:
+        vault.require_fitting(session, settings.master_key_ring)
     typer.echo(f"Schema at revision {migrations.head()}.")
     return settings
 

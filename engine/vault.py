@@ -22,11 +22,12 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import Secret
 
-from engine.db import TenantSession, dump_json
-from engine.errors import VaultError
+from engine.db import SystemSession, TenantSession, dump_json
+from engine.errors import ConfigurationError, VaultError
 from engine.ports import KeyProvider
 from engine.repository import credentials as stored
 from engine.repository import triggers
+from engine.repository.operator import samples_of_data_keys
 
 NONCE_BYTES = 12
 KEY_BYTES = 32
@@ -169,6 +170,26 @@ class Vault:
             ciphertext=_encrypt(key, plaintext, _place(tenant_id, credential_id, version)),
             key_version=version,
             fingerprint=hmac.new(key, plaintext, hashlib.sha256).hexdigest()[:FINGERPRINT_CHARACTERS],
+        )
+
+
+def require_fitting(session: SystemSession, ring: Mapping[str, bytes]) -> None:
+    """Try each master key that is in use on one data key. Raises ConfigurationError for another key of the same id.
+
+    One that is missing is no fault here.
+    """
+    keys, wrong = MasterKeyRing(ring), list[str]()
+    for row in samples_of_data_keys(session):
+        key_id, place = row["master_key_id"], _place(row["tenant_id"], "data-key", row["version"])
+        try:
+            if key_id in ring:
+                keys.unwrap(key_id, bytes(row["wrapped"]), context=place)
+        except VaultError:
+            wrong.append(key_id)
+    if wrong:
+        raise ConfigurationError(
+            f"FAIRLANE_MASTER_KEYS: the master key {', '.join(wrong)} is not the one that these data keys were made "
+            "with; no secret can be read until that one is back."
         )
 
 

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import distinct_on
 
 from engine.db import Row, SystemSession
 from engine.models import credentials, data_keys, memberships, runs, tenants, workflows
@@ -155,6 +156,13 @@ def master_keys(session: SystemSession) -> list[Row]:
         )
         .group_by(data_keys.c.master_key_id)
         .order_by(data_keys.c.master_key_id)
+    )
+
+
+def samples_of_data_keys(session: SystemSession) -> list[Row]:
+    """One data key of each master key that wraps any."""
+    return session.rows(
+        sa.select(data_keys).ext(distinct_on(data_keys.c.master_key_id)).order_by(data_keys.c.master_key_id)
     )
 
 

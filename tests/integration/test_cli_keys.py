@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from embedded.ports import free_port
 from engine.db import Database
 from engine.errors import VaultError
 from engine.repository import credentials
@@ -190,3 +191,12 @@ def test_a_rotation_that_takes_long_shows_on_a_terminal_how_far_it_is(world: Wor
     os.close(leader)
     assert process.returncode == 0
     assert out.startswith("New data keys: 3,")
+
+
+@pytest.mark.parametrize("words", [("doctor",), ("keys", "status"), ("up", "--port", "0")])
+def test_another_master_key_of_the_same_id_is_told_before_anything_fails(world: World, words: tuple[str, ...]) -> None:
+    words = tuple(str(free_port()) if word == "0" else word for word in words)
+    result = world.fairlane(*words, FAIRLANE_MASTER_KEYS=_variable(NEW, ("old", b"9" * 32)))
+    assert result.code == 1
+    assert "the master key old is not the one that these data keys were made with" in result.err
+    assert len(result.err.splitlines()) == 1

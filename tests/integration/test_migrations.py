@@ -12,8 +12,10 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection
 
 import migrations
+from embedded.ports import free_port
 from engine.models import metadata
 from tests.command_line import DOWN, configured
+from tests.legacy_database import clean, dump
 
 CHECKS = sa.text(
     "SELECT conrelid::regclass::text AS on_table, conname, pg_get_constraintdef(oid) FROM pg_constraint"
@@ -150,6 +152,33 @@ def test_a_revision_that_there_is_none_of_is_refused_with_those_that_there_are(
     end = "base" if words[0] == "--back-to" else "head"
     assert f"There is no revision '{words[1]}'; there are 0001 to {migrations.head()}, and {end}." in refused.err
     assert migrations.current(connection) is None
+
+
+@pytest.mark.parametrize("words", [("migrate",), ("migrate", "--to", "0002"), ("up", "--port", "0")])
+def test_a_database_of_the_multi_user_system_is_not_touched_before_it_is_adopted(
+    empty_database_url: str, redis_url: str, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    clean().write(empty_database_url)
+    before = dump(empty_database_url)
+    words = tuple(str(free_port()) if word == "0" else word for word in words)
+    refused = configured(tmp_path, empty_database_url, redis_url)(*words)
+    assert refused.code == 1
+    assert refused.err == (
+        "This is a database of the multi-user system: adopt it with `fairlane migrate --adopt` (docs/migration.md). "
+        "Nothing was changed.\n"
+    )
+    assert dump(empty_database_url) == before
+
+
+@pytest.mark.parametrize("back_to", ["base", "0001"])
+def test_going_back_from_a_database_that_is_not_ours_or_is_there_already_is_one_sentence(
+    empty_database_url: str, tmp_path: Path, back_to: str
+) -> None:
+    command = configured(tmp_path, empty_database_url, DOWN)
+    clean().write(empty_database_url)
+    said = command("migrate", "--back-to", back_to)
+    assert len((said.out + said.err).splitlines()) == 1
+    assert "revision base" in said.out + said.err
 
 
 def test_a_revision_that_the_history_does_not_lead_to_is_refused_with_where_the_schema_is(
