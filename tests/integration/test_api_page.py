@@ -71,7 +71,7 @@ class Reader:
         found = {"TOKEN": body.get("token"), "RUN": body.get("run_id")}
         if "invite" in body:
             found = {"INVITE": body["invite"]["id"], "INVITE_TOKEN": body["token"]}
-        if "secret" in body:
+        if "secret" in body and "key" in body:
             found["KEY"] = body["key"]["id"]
         if body.get("items") and "user_id" in body["items"][-1]:
             found["MEMBER"] = body["items"][-1]["user_id"]

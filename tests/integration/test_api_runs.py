@@ -13,6 +13,7 @@ import pytest
 
 from api.paging import PAGE_BYTES
 from engine.executor import Executor
+from engine.held import Held
 from engine.pipeline import Tools
 from engine.runs import FLOODED, Start
 from tests.api_server import ECHO, Api, Collector, Person, places, running_api, services_for, settings_for
@@ -241,6 +242,7 @@ def test_runs_that_a_flood_held_back_go_on_when_they_are_released(api: Api, pers
             for hold in (FLOODED, "max_executions_per_month")
         )
     assert person.http.post(f"/api/workflows/{workflow_id}/release").json() == {"released": 1}
+    Held(api.services.database, api.services.runs).run_once()
     assert person.http.get(f"/api/runs/{held['id']}").json()["status"] == "queued"
     assert person.http.get(f"/api/runs/{over_quota['id']}").json()["status"] == "held"
     assert broker.holds([held["id"], over_quota["id"]]) == {held["id"]}
