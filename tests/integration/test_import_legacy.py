@@ -134,6 +134,18 @@ def test_a_migrated_database_without_users_will_do_and_one_with_users_is_left_al
     assert _rows(database_url, "SELECT limits->>'max_workflows' FROM plans WHERE name = 'free'") == [("100",)]
 
 
+def test_an_email_that_no_login_finds_or_that_it_must_write_with_blanks_is_told(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    legacy = Legacy()
+    empty, blank = legacy.user(""), legacy.user(" bob@example.com")
+    done = _import_file(empty_database_url, legacy_file.write(tmp_path / "old.db", legacy))
+    assert {(found.id, found.kind, found.reason) for found in done.findings} == {
+        (empty, Kind.NOTED, "its email is empty: nobody can log in with it"),
+        (blank, Kind.NOTED, "its email begins or ends with a blank, which a login must write too"),
+    }
+
+
 def _broken_files() -> dict[str, tuple[bytes | str, str]]:
     schema = legacy_file.SCHEMA.format(later="")
     return {
