@@ -224,15 +224,14 @@ def ticket_lost_with_its_worker(ground: Ground) -> float:
 
 
 def reply_held_back(ground: Ground, script: str) -> float:
-    """A worker sends `script` or a command, its reply is held back, it is killed. Returns the seconds until the message
-    runs."""
+    """A worker sends `script` or a command for a message that waits for it, its reply is held back, it is killed.
+    Returns the seconds until the message runs."""
     proxy = ground.proxy()
     proxy.hold_after(scripts()[script].sha.encode() if script in scripts() else script.encode())
-    victim = ground.worker(port=proxy.port).ready()
     task_id = ground.send(0)
-    if not proxy.triggered.wait(10):
-        raise TimeoutError(f"the worker never sent {script}")
-    until(lambda: ground.client.llen("runs") == 0, within=5, what="the reply")
+    victim = ground.worker(port=proxy.port)
+    if not proxy.withheld.wait(30):
+        raise TimeoutError(f"no worker was answered to {script}")
     victim.kill()
     ground.worker().ready()
     return ground.await_end(task_id, within=2 * ground.lease + 20)

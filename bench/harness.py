@@ -126,7 +126,8 @@ class _Pair:
 class Proxy:
     """Passes a TCP stream on to `port` of this machine until it is told to misbehave.
 
-    `hold_after(pattern)`: once a client sends `pattern`, it gets no reply any more. `cut_after(pattern)`: once, what
+    `hold_after(pattern)`: once a client sends `pattern`, it gets no reply any more; `withheld` is set once the server
+    has given one. `cut_after(pattern)`: once, what
     holds `pattern` is delivered, and then both sides are closed before the reply. `cut()` closes everything now.
     While `refusing`, nobody gets through; while `silent`, connections stay open and nothing passes; `delay` is seconds
     that each piece takes in each direction. `heal()` ends all of it, and the connections with it.
@@ -136,7 +137,7 @@ class Proxy:
         self._target = port
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
-        self.triggered = threading.Event()
+        self.triggered, self.withheld = threading.Event(), threading.Event()
         self.refusing = self.silent = False
         self.delay = 0.0
         self._hold: bytes | None = None
@@ -204,7 +205,9 @@ class Proxy:
                 if pair.cutting:
                     self.triggered.set()
                     break
-                if self._passes() and not pair.held:
+                if pair.held:
+                    self.withheld.set()
+                elif self._passes():
                     pair.client.sendall(data)
         _close(pair.client, pair.server)
 

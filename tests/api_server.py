@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import itertools
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from celery import Celery
 import actions
 from api.app import create_app
 from api.auth import issue_token
+from api.throttle import Throttle
 from embedded.ports import free_port
 from engine import api_keys, fairshare, passwords, tenancy
 from engine.db import Database
@@ -216,10 +218,10 @@ class Api:
 
 @contextmanager
 def running_api(services: ApiServices) -> Iterator[Api]:
-    """The API on a free port of loopback until the block ends."""
-    config = uvicorn.Config(
-        create_app(services), host="127.0.0.1", port=free_port(), log_level="error", lifespan="on", backlog=512
-    )
+    """The API on a free port of loopback until the block ends. Its throttle's time stands: no window ends in a test."""
+    app, began = create_app(services), time.time()
+    app.state.throttle = Throttle(services.settings.redis_url, clock=lambda: began)
+    config = uvicorn.Config(app, host="127.0.0.1", port=free_port(), log_level="error", lifespan="on", backlog=512)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -142,7 +142,7 @@ def test_an_address_is_believed_from_a_trusted_proxy_only(api: Api) -> None:
 
 
 def test_what_costs_us_something_is_counted_and_bounded(api: Api, redis_url: str) -> None:
-    throttle = Throttle(redis_url)
+    throttle = Throttle(redis_url, clock=lambda: 1000.0)
 
     def spend(_: int) -> bool:
         with contextlib.suppress(QuotaExceeded):

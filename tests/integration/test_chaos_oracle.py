@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -210,6 +211,6 @@ def test_what_a_thawed_process_repeats_and_a_cap_that_redis_forgot_are_told_apar
     again = repeat(world)
     world.thawed.append(again - 1)
     world.open.update(acme=CAP + 1)
-    world.redis_lost_at.append(again - 1)
+    world.redis_lost_at.append(time.time() - 1)
     assert world.broken() == {}
     assert world.after_loss > 0

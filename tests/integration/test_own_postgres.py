@@ -96,7 +96,7 @@ def test_who_owns_an_old_database_can_adopt_it_and_go_back_and_our_processes_era
             with database.system() as session:
                 leaving.delete(session, Actor("operator:test"), f"tenant_{leaver}", grace=timedelta(0))
             assert leaving.Eraser(database).run_once().tenants == 1
-        with pytest.raises(Conflict, match="1 accounts that the multi-user system does not have"):
+        with pytest.raises(Conflict, match="1 account that the multi-user system does not have"):
             adopt.take_back(owner, discard_new=False, progress=lambda *_: None)
         adopt.take_back(owner, discard_new=True, progress=lambda *_: None)
         rows = dump(owner)
