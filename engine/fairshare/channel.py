@@ -32,6 +32,7 @@ from engine.fairshare.envelope import Raw, seal, unseal
 from engine.fairshare.hands import TICKET, Claim, Hands, Held, publish
 from engine.fairshare.lanes import Lanes
 from engine.fairshare.scripts import Keys, Wire, loading, operation
+from engine.fairshare.unwritable import attentive
 
 logger = logging.getLogger("fairlane.fairshare")
 
@@ -93,6 +94,10 @@ class Channel(redis.Channel):
     @property
     def has_plain_queues(self) -> bool:
         return any(queue not in self._fair for queue in self.active_queues)
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        parameters: dict[str, Any] = super()._connparams(asynchronous)
+        return parameters | {"connection_class": attentive(parameters["connection_class"])}
 
     def _own_pool(self) -> Any:
         """A pool with the parameters of this channel that outlives it."""

@@ -6,7 +6,8 @@ them and asked again, so a caller never sees ``NOSCRIPT``.
 
 `Wire` sends commands in one round trip and returns their replies. A connection that breaks in the middle is dropped
 and the error raised: whether the commands ran is then unknown, and each caller says what makes that harmless for it.
-A server that has become a replica counts as broken, so that Sentinel is asked for the new master.
+A server that takes no writes counts as broken (``unwritable.py``); of one that has become a replica Sentinel is then
+asked for the new master.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from importlib import resources
 from typing import Any
 
 from redis import ConnectionPool
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from engine.fairshare.unwritable import unwritable
 
 Command = tuple[Any, ...]
 
@@ -231,8 +233,8 @@ class Wire:
                 try:
                     replies.append(connection.read_response())
                 except ResponseError as error:
-                    if "READONLY" in str(error):
-                        raise RedisConnectionError("the server has become a replica") from error
+                    if (instead := unwritable(error)) is not None:
+                        raise instead from error
                     replies.append(error)
         except BaseException:
             self._drop(connection)

@@ -153,6 +153,7 @@ def test_while_the_disk_of_redis_is_full_runs_are_accepted_all_the_same_and_run_
     wait_for(lambda: not takes_writes(ground.installation.redis.url), "Redis to notice")
     answers = [tenant.hook(workflow, {"n": n}) for n in range(10)]
     assert {answer.status_code for answer in answers} == {httpx.codes.ACCEPTED}
+    wait_for(lambda: "takes no writes" in ground.installation.log("worker"), "the worker to notice")
     ground.redis_disk.free()
     for answer in answers:
         assert tenant.finished(answer.json()["run_id"])["status"] == "succeeded"

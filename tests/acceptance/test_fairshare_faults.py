@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from bench import faults
 from bench.faults import Ground
+from bench.harness import until
 
 
 @pytest.fixture
@@ -73,4 +75,34 @@ def test_a_worker_that_is_stopped_in_order_hands_back_what_it_has_not_begun(tmp_
         seconds, twice = faults.stopped_in_order(ground)
         assert twice == 0
         assert seconds < 15  # nobody waited for a lease to run out
+        assert ground.settle() == []
+
+
+@contextlib.contextmanager
+def refusing_to_write(ground: Ground) -> Iterator[None]:
+    """Redis cannot save, since a folder has the name of its file, and so takes no writes (``MISCONF``)."""
+    (ground.broker.folder / "taken").mkdir()
+    ground.client.config_set("save", "3600 1")
+    ground.client.config_set("dbfilename", "taken")
+    ground.client.bgsave()
+    until(lambda: ground.client.info()["rdb_last_bgsave_status"] == "err", within=30, what="the failure")
+    yield
+    ground.client.config_set("dbfilename", "free")
+    ground.client.bgsave()
+    until(lambda: ground.client.info()["rdb_last_bgsave_status"] == "ok", within=30, what="the success")
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_worker_of_a_redis_that_takes_no_writes_for_a_while_goes_on_by_itself(tmp_path: Path, pool: str) -> None:
+    with Ground(tmp_path, lease=30.0) as ground:
+        worker = ground.worker(pool=pool).ready()
+        running = ground.send(1)
+        ground.await_start(running)
+        with refusing_to_write(ground):
+            until(lambda: worker.log.read_text().count("takes no writes") >= 3, within=60, what="some attempts")
+        ground.await_end(ground.send(0), within=60)
+        ground.await_end(running, within=60)
+        assert ground.count("start", running) == 1
+        assert worker.process is not None
+        assert worker.process.poll() is None
         assert ground.settle() == []

@@ -12,6 +12,7 @@ from bench.harness import Proxy
 from engine.fairshare import scripts
 from engine.fairshare.envelope import Envelope
 from engine.fairshare.scripts import Keys, Wire, operation
+from engine.fairshare.unwritable import Unwritable, attentive, unwritable
 
 KEYS = Keys.of("runs")
 
@@ -95,3 +96,37 @@ def test_a_connection_given_back_with_a_reply_to_come_answers_the_next_borrower_
     wire.tell(("ECHO", "told"))
     wire.close()
     assert client.echo("asked") == b"asked"
+
+
+@pytest.mark.parametrize(
+    ("text", "whose"),
+    [
+        ("MISCONF Errors writing to the AOF file: No space left on device", Unwritable),
+        ("Error running script (call to f_1): @user_script:41: @user_script: 41: -MISCONF Errors writing", Unwritable),
+        ("-READONLY You can't write against a read only replica.", Unwritable),
+        ("NOREPLICAS Not enough good replicas to write.", Unwritable),
+        ("BUSY Redis is busy running a script.", Unwritable),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", type(None)),
+        ("ERR unknown command 'BUSYNESS', with args beginning with: ", type(None)),
+    ],
+)
+def test_what_a_server_refuses_for_its_own_sake_is_told_from_a_fault_of_the_command(text: str, whose: type) -> None:
+    assert isinstance(unwritable(redis.ResponseError(text)), whose)
+
+
+def test_a_server_without_memory_counts_as_broken_on_every_road(redis_url: str, client: redis.Redis) -> None:
+    pool = redis.ConnectionPool.from_url(redis_url, connection_class=attentive(redis.Connection))
+    wire = Wire(client.connection_pool, keep=True)
+    client.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(Unwritable, match="takes no writes"):
+            wire.call(("SET", "a", "b"))
+        with redis.Redis(connection_pool=pool) as refused, pytest.raises(Unwritable, match="takes no writes"):
+            refused.set("a", "b")
+    finally:
+        client.config_set("maxmemory", "0")
+    with redis.Redis(connection_pool=pool) as allowed:
+        assert allowed.set("a", "b")
+    assert wire.call(("GET", "a")) == [b"b"]
+    wire.close()
+    pool.disconnect()
