@@ -1,4 +1,5 @@
-"""The faults of `make chaos`: each a function that harms the installation, and what of FACTS it stands for.
+"""The faults of `make chaos`: each a function that harms the installation, and what of FACTS it stands for. Those that
+harm Redis or Postgres themselves are in ``chaos_servers.py``.
 
 A fault does its harm, lets it last, and undoes it; what lasts longer than a lease is undone later by `Chaos.due`, while
 other faults go on. Which process it meets and how long it lasts comes from the seed.
@@ -7,7 +8,6 @@ other faults go on. Which process it meets and how long it lasts comes from the 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -17,7 +17,8 @@ import httpx
 
 from bench.chaos_ground import WORKERS
 from bench.chaos_load import run_of
-from bench.chaos_state import FAULTS, Chaos, Fault, NotNow, fault
+from bench.chaos_servers import FAULTS
+from bench.chaos_state import Chaos, Fault, NotNow, fault
 
 __all__ = ["FAULTS"]
 
@@ -68,75 +69,6 @@ def rolling_restart(chaos: Chaos) -> None:
     for name in WORKERS:
         if name not in chaos.ground.frozen:
             chaos.ground.restart(name, signal.SIGTERM)
-
-
-@fault("kill -9 of Redis, its file kept", "F6")
-def kill_redis(chaos: Chaos) -> None:
-    chaos.lose_redis()
-    chaos.ground.redis.kill()
-    chaos.last(0, 3)
-    chaos.ground.redis.start()
-
-
-@fault("Redis restarted empty", "F7")
-def empty_redis(chaos: Chaos) -> None:
-    chaos.lose_redis()
-    chaos.ground.empty_redis()
-
-
-@fault("FLUSHALL", "F8", 3)
-def flush(chaos: Chaos) -> None:
-    chaos.lose_redis()
-    with chaos.client() as client:
-        client.flushall()
-
-
-@fault("SIGSTOP of Redis for seconds", "F9")
-def freeze_redis(chaos: Chaos) -> None:
-    process = chaos.ground.redis.process
-    assert process is not None
-    chaos.lose_redis()
-    os.kill(process.pid, signal.SIGSTOP)
-    try:
-        chaos.last(2, 8)
-    finally:
-        os.kill(process.pid, signal.SIGCONT)
-
-
-@fault("Redis full (maxmemory, noeviction)", "F10")
-def fill_redis(chaos: Chaos) -> None:
-    chaos.ground.disturb()
-    with chaos.client() as client:
-        client.config_set("maxmemory", "1mb")
-        chaos.last(1, 5)
-        client.config_set("maxmemory", "0")
-
-
-@fault("Postgres killed and started", "F11")
-def kill_postgres(chaos: Chaos) -> None:
-    chaos.ground.disturb()
-    chaos.ground.postgres.kill()
-    chaos.ground.postgres.start()
-
-
-@fault("Postgres down for seconds", "F11")
-def stop_postgres(chaos: Chaos) -> None:
-    chaos.ground.disturb()
-    chaos.ground.postgres.stop()
-    chaos.last(2, 10)
-    chaos.ground.postgres.start()
-
-
-@fault("Postgres read-only for seconds", "F13")
-def read_only(chaos: Chaos) -> None:
-    chaos.ground.disturb()
-    with chaos.ground.sql() as connection:
-        connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
-        connection.execute("SELECT pg_reload_conf()")
-        chaos.last(1, 4)
-        connection.execute("SET default_transaction_read_only = off")
-        connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
-        connection.execute("SELECT pg_reload_conf()")
 
 
 def _network(server: str, how: str) -> Fault:
