@@ -7,23 +7,29 @@ Publishing is not retried here: a run is in Postgres before it is published, and
 from kombu.entity import Queue
 
 from engine import fairshare
+from engine.errors import ConfigurationError
 from engine.settings import settings
+
+try:
+    configured = settings()
+except ConfigurationError as error:
+    raise SystemExit(error.detail) from None  # the stock `celery` shows it alone, without a traceback
 
 fairshare.register()
 
 RUNS = "runs"
 SYSTEM = "system"
 
-broker_url = settings().broker_url
+broker_url = configured.broker_url
 broker_transport_options = {
     "fair_queues": [RUNS],
-    "lease": settings().lease_seconds,
+    "lease": configured.lease_seconds,
     "socket_timeout": 2,  # so that no request waits for Redis for more than 3 s, whatever it was doing
     "socket_connect_timeout": 2,
     "socket_keepalive": True,
     "max_retries": 0,  # a publisher of ours does not wait for Redis; workers reconnect by the settings below
 }
-broker_pool_limit = settings().database_pool_size * 2 + 4  # one for each thread: none waits behind another's timeout
+broker_pool_limit = configured.database_pool_size * 2 + 4  # one for each thread: none waits behind another's timeout
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 

@@ -40,8 +40,8 @@ def installation(tmp_path: Path, own_postgres: PostgresServer) -> Iterator[Insta
         yield installation
 
 
-def refusal(installation: Installation, process: str) -> str:
-    """What a process says that does not start."""
+def refused(installation: Installation, process: str) -> str:
+    """Everything that a process says that does not start."""
     ended = subprocess.run(
         [sys.executable, "-m", *PROCESSES[process]],
         cwd=ROOT,
@@ -52,7 +52,23 @@ def refusal(installation: Installation, process: str) -> str:
         check=False,
     )
     assert ended.returncode != 0
-    return ended.stderr.strip().splitlines()[-1]
+    return ended.stderr.strip()
+
+
+def refusal(installation: Installation, process: str) -> str:
+    """Its last line."""
+    return refused(installation, process).splitlines()[-1]
+
+
+def test_the_stock_commands_name_each_variable_that_is_wrong_and_print_nothing_else(
+    installation: Installation,
+) -> None:
+    installation.environment |= {"FAIRLANE_LOG_FORMAT": "xml", "FAIRLANE_REDIS_URL": "nowhere"}
+    for process in ("worker", "beat"):
+        said = refused(installation, process)
+        assert said.startswith("FAIRLANE_REDIS_URL: want a Redis URL"), process
+        assert "FAIRLANE_LOG_FORMAT: " in said
+        assert len(said.splitlines()) == 1
 
 
 def test_without_a_schema_every_process_says_how_to_make_it(installation: Installation) -> None:
