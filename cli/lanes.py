@@ -65,21 +65,25 @@ def show(
 
 
 @app.command()
-def pause(tenant: TenantId, data: Data = DEFAULT_DATA) -> None:
+def pause(tenant: TenantId, data: Data = DEFAULT_DATA, as_json: AsJson = False) -> None:
     """Begin no more runs of an organization: they are accepted and wait, also when Redis loses its data."""
-    with opened(data) as here:
-        with here.database.system() as session:
-            here.plans.pause_lane(session, tenant)
+    with opened(data) as here, here.database.system() as session:
+        here.plans.pause_lane(session, tenant)
+    if as_json:
+        show_json({"tenant": tenant, "paused": True})
+    else:
         typer.echo(f"The lane of {tenant} is paused; `fairlane lanes resume {tenant}` opens it.")
 
 
 @app.command()
-def resume(tenant: TenantId, data: Data = DEFAULT_DATA) -> None:
+def resume(tenant: TenantId, data: Data = DEFAULT_DATA, as_json: AsJson = False) -> None:
     """Open a paused lane."""
-    with opened(data) as here:
-        with here.database.system() as session:
-            here.plans.resume_lane(session, tenant)
-            status = plans.of_tenant(session, tenant).tenant["status"]
+    with opened(data) as here, here.database.system() as session:
+        here.plans.resume_lane(session, tenant)
+        status = plans.of_tenant(session, tenant).tenant["status"]
+    if as_json:
+        show_json({"tenant": tenant, "paused": False, "status": status})
+    else:
         rests = "" if status == "active" else f", and rests as long as the organization is {status}"
         typer.echo(f"The lane of {tenant} is open{rests}.")
 

@@ -166,17 +166,19 @@ def cancel(
     run: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of the runs.")],
     tenant: OfTenant = None,
     data: Data = DEFAULT_DATA,
+    as_json: AsJson = False,
 ) -> None:
     """End runs: what waits at once, what runs before its next step. What a step has done stays done."""
     ended = []
     with opened(data) as here:
         for run_id in run:
             try:
-                ended.append(_cancel(here, run_id, tenant or tenant_of(here, run_id)))
+                ended.append(_cancel(here, run_id, tenant or tenant_of(here, run_id), as_json=as_json))
             except NotFound as error:
                 fail(error.detail)
-                ended.append(False)
-    if not all(ended):
+    if as_json:
+        show_json(ended)
+    if len(ended) < len(run) or any(each["status"] != RunState.CANCELLED for each in ended):
         raise typer.Exit(1)
 
 
@@ -229,7 +231,8 @@ def _with_tenants(here: Installation, run_ids: list[str], tenant: str | None) ->
     return [(tenant or tenant_of(here, run_id), run_id) for run_id in run_ids]
 
 
-def _cancel(here: Installation, run_id: str, tenant_id: str) -> bool:
+def _cancel(here: Installation, run_id: str, tenant_id: str, *, as_json: bool) -> dict[str, str]:
+    """What it is now and what it was, said in a sentence unless JSON is wanted."""
     with here.database.tenant(tenant_id) as session:
         row = read_runs.get(session, run_id)
         ended = Runs(LeftToSweeper()).cancel(session, run_id, by=operator_here().id)
@@ -237,12 +240,14 @@ def _cancel(here: Installation, run_id: str, tenant_id: str) -> bool:
             audit.record(session, operator_here(), "run.cancelled", run_id)
     if row is None:
         raise no_run(run_id)
-    if not ended and row["status"] != RunState.CANCELLED:
-        fail(f"{run_id} has ended already: {row['status']}.")
-        return False
+    was = row["status"]
+    if not ended and was != RunState.CANCELLED:
+        fail(f"{run_id} has ended already: {was}.")
+        return {"id": run_id, "status": was, "was": was}
     _take_from_lane(here, tenant_id, row)
-    typer.echo(f"{run_id} is cancelled; it was {row['status']}." if ended else f"{run_id} was cancelled before.")
-    return True
+    if not as_json:
+        typer.echo(f"{run_id} is cancelled; it was {was}." if ended else f"{run_id} was cancelled before.")
+    return {"id": run_id, "status": RunState.CANCELLED, "was": was}
 
 
 class LeftToSweeper:

@@ -80,6 +80,13 @@ def test_a_paused_lane_begins_nothing_until_it_is_resumed_even_if_redis_is_empti
     assert fairlane("lanes", "resume", "nobody").code == 1
 
 
+def test_pausing_and_resuming_tell_a_program_what_the_lane_is_now(fairlane: CommandLine, queue: FairQueue) -> None:
+    assert fairlane.fine("lanes", "pause", "acme", "--json").json == {"tenant": "acme", "paused": True}
+    assert queue.take() is None
+    resumed = fairlane.fine("lanes", "resume", "acme", "--json").json
+    assert resumed == {"tenant": "acme", "paused": False, "status": "active"}
+
+
 def test_resuming_the_lane_of_a_suspended_organization_says_that_it_rests(fairlane: CommandLine) -> None:
     fairlane.fine("tenants", "suspend", "acme")
     result = fairlane.fine("lanes", "resume", "acme")

@@ -182,6 +182,18 @@ def test_cancelling_says_for_each_run_that_has_ended_or_is_none(world: World) ->
     assert world.parts.run_row(world.succeeded)["status"] == "succeeded"
 
 
+def test_cancelling_tells_a_program_what_each_run_is_and_was(world: World) -> None:
+    result = world.fairlane("runs", "cancel", world.succeeded, "run_0", world.queued, "--json")
+    assert result.code == 1
+    assert result.json == [
+        {"id": world.succeeded, "status": "succeeded", "was": "succeeded"},
+        {"id": world.queued, "status": "cancelled", "was": "queued"},
+    ]
+    assert world.fairlane.fine("runs", "cancel", world.queued, "--json").json == [
+        {"id": world.queued, "status": "cancelled", "was": "cancelled"}
+    ]
+
+
 def test_cancelling_needs_no_redis(world: World) -> None:
     result = world.fairlane.fine("runs", "cancel", world.queued, FAIRLANE_REDIS_URL=DOWN)
     assert "its message stays in the lane, and a worker drops it" in result.err
