@@ -18,10 +18,7 @@ from embedded.home import Home
 from tests.command_line import KEYS, ROOT, CommandLine, configured
 
 PAGE = (ROOT / "docs" / "cli.md").read_text("utf-8")
-WITHOUT_DATA = {
-    "up", "api", "worker", "beat", "runs cancel", "runs resume", "lanes pause", "lanes resume",
-    "lanes aside revive", "lanes aside forget",
-}  # fmt: skip
+WITHOUT_DATA = {"up", "api", "worker", "beat", "runs resume", "lanes aside revive", "lanes aside forget"}
 """Commands that answer with a sentence at most, and so have no --json."""
 
 
