@@ -18,8 +18,9 @@ from pydantic import Secret
 
 from engine import retry
 from engine.children import start_child, with_child
-from engine.errors import Cancelled, Fatal, RetryLater, RunWorkflow, Suspend, Unavailable
+from engine.errors import Cancelled, Fatal, RetryLater, RunWorkflow, Suspend, Unavailable, VaultError
 from engine.execution import BACKOFF, Execution, RunInHand, Unstorable, storable
+from engine.intent import renew_credential
 from engine.outcomes import code_of, data_of, failed, out_of_time, parked, sentence_of, with_result
 from engine.ports import Action, Json
 from engine.states import StepState
@@ -51,7 +52,7 @@ def perform(execution: Execution, tools: Tools) -> Execution:
             if run.remaining() <= 0:
                 return out_of_time(execution, calls=calls, since=clock)
             execution.log("warning", f"Attempt {execution.attempt} failed: {sentence_of(error)}", data_of(error))
-            execution = _after_failure(execution, error, calls=calls, since=clock)
+            execution = _after_failure(execution, tools, error, calls=calls, since=clock)
             if execution.result is not None:
                 return execution
         else:
@@ -69,8 +70,8 @@ def _stored_form(action: Action, execution: Execution, output: Json) -> Json:
         ) from error
 
 
-def _after_failure(execution: Execution, error: Exception, *, calls: int, since: float) -> Execution:
-    """Failed, parked, or, after the wait, the next attempt."""
+def _after_failure(execution: Execution, tools: Tools, error: Exception, *, calls: int, since: float) -> Execution:
+    """Failed, parked, or, after the wait, the next attempt with the credential as it is by then."""
     decision = retry.decide(execution.step.retry_policy, execution.attempt, error, random=random.random)
     if isinstance(decision, retry.GiveUp):
         return failed(execution, code_of(error), sentence_of(error), data=data_of(error), calls=calls, since=since)
@@ -78,7 +79,10 @@ def _after_failure(execution: Execution, error: Exception, *, calls: int, since:
     if not retry.in_place(decision.after):
         return parked(execution, BACKOFF, seconds, calls=calls, since=since)
     execution.run.hold.wait(min(seconds, execution.run.remaining()))
-    return replace(execution, attempt=execution.attempt + 1)
+    try:
+        return replace(renew_credential(execution, tools), attempt=execution.attempt + 1)
+    except (Fatal, VaultError) as gone:
+        return failed(execution, gone.error_code, gone.detail, calls=calls, since=since)
 
 
 class Context:

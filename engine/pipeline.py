@@ -20,22 +20,18 @@ from structlog.contextvars import bound_contextvars
 
 from engine import tracing
 from engine.control import choose, take_up, wait
-from engine.db import Row, TenantSession
-from engine.errors import Cancelled, ExpressionFailed, Fatal, VaultError
+from engine.errors import ExpressionFailed
 from engine.execution import Execution, StepResult
 from engine.expressions import Evaluator, legacy_data, render_legacy
+from engine.intent import record_intent
 from engine.outcomes import failed, with_result
-from engine.patience import patiently
 from engine.perform import perform
-from engine.ports import Action, Json
-from engine.redaction import Redactor
-from engine.repository import credentials, runs
+from engine.ports import Json
 from engine.states import StepState
 from engine.step import TemplateData
 from engine.tools import Tools
-from engine.vault import Vault
 
-__all__ = ["Tools", "check_condition", "execute_step", "record_intent", "resolve_inputs"]
+__all__ = ["Tools", "check_condition", "execute_step", "resolve_inputs"]
 
 Stage: TypeAlias = Callable[[Execution, Tools], Execution]
 
@@ -120,74 +116,3 @@ def _render(execution: Execution, evaluator: Evaluator) -> Json:
         data = legacy_data(execution.roots, step=given.step, defaults=given.defaults)
         return render_legacy(execution.step.with_, data)
     return evaluator.render(execution.step.with_, execution.roots)
-
-
-def record_intent(execution: Execution, tools: Tools) -> Execution:
-    """Decrypt the credential and store that the effect is about to be tried, in one transaction.
-
-    An action without effects and without a credential needs neither.
-    """
-    action = tools.actions[str(execution.step.action)]
-    if not action.has_effects and action.service is None:
-        return execution
-    lines = execution.run.journal.take() if action.has_effects else []
-    try:
-        return patiently(execution.run.hold, lambda: _prepare(execution, action, tools, lines))
-    except (Fatal, VaultError) as error:
-        execution.run.journal.put_back(lines)
-        return failed(execution, error.error_code, error.detail)
-
-
-def _prepare(execution: Execution, action: Action, tools: Tools, lines: list[Row]) -> Execution:
-    with tools.database.tenant(execution.run.tenant_id) as session:
-        execution = _unlock(execution, action, session, tools.vault)
-        if action.has_effects:
-            _store_intent(execution, session, lines)
-    return execution
-
-
-def _unlock(execution: Execution, action: Action, session: TenantSession, vault: Vault) -> Execution:
-    name = execution.step.credential
-    if action.service is None or (name is None and not action.credential_required):
-        return execution
-    rows = credentials.for_step(
-        session,
-        name=name,
-        service=action.service,
-        run_id=execution.run.run_id,
-        step_id=execution.step.id,
-        attempt=execution.attempt,
-    )
-    row = _the_one(rows, action=action, name=name)
-    secret = vault.open(session, row)
-    return replace(execution, credential=secret, redact=Redactor(secret.get_secret_value()))
-
-
-def _the_one(rows: list[Row], *, action: Action, name: str | None) -> Row:
-    wanted = f"named {name!r}" if name is not None else f"of the service {action.service!r}"
-    if not rows:
-        raise Fatal(f"There is no credential {wanted}; add one or name another.", code="credential_missing")
-    if len(rows) > 1:
-        raise Fatal(
-            f"There are several credentials {wanted}; name one of them in the step.", code="credential_ambiguous"
-        )
-    if rows[0]["service"] != action.service:
-        raise Fatal(
-            f"The credential {name!r} is for {rows[0]['service']}, but {action.name} needs one for {action.service}.",
-            code="credential_of_another_service",
-        )
-    return rows[0]
-
-
-def _store_intent(execution: Execution, session: TenantSession, lines: list[Row]) -> None:
-    intent = StepResult(
-        execution.step.id,
-        StepState.RUNNING,
-        attempt=execution.attempt,
-        item=execution.item,
-        started_at=execution.started_at,
-    )
-    run = execution.run
-    if not runs.save_progress(session, run.run_id, attempt=run.attempt, steps=[intent.row()], lines=lines, begins=True):
-        run.hold.lose()
-        raise Cancelled("the run is no longer this worker's")

@@ -26,9 +26,14 @@ class Redactor:
     """Callable on any JSON value; returns it with every secret replaced by `MASK`."""
 
     def __init__(self, *credentials: Json) -> None:
+        self._credentials = credentials
         secrets = {form for credential in credentials for text in texts(credential) for form in _forms(text)}
         # the longest first, so that a secret that contains another is masked whole
         self._secrets = sorted((s for s in secrets if len(s) >= MINIMUM_LENGTH), key=len, reverse=True)
+
+    def also(self, credential: Json) -> Redactor:
+        """One that masks this credential too: what a rotated one replaces is a secret for as long as the step runs."""
+        return self if credential in self._credentials else Redactor(*self._credentials, credential)
 
     def __call__(self, value: Json) -> Json:
         if not self._secrets:

@@ -100,27 +100,44 @@ def test_f25_a_credential_that_is_deleted_in_mid_run_ends_the_step_that_needs_it
     assert all("canary-1" not in line["message"] for line in parts.lines_of(run["id"]))
 
 
+def test_f25_a_credential_that_is_deleted_between_two_attempts_ends_the_step_and_is_not_used_again(
+    parts: Parts, script: SimpleNamespace
+) -> None:
+    def body(_context: StepContext, _parameters: Any) -> Json:
+        parts.fill("DELETE FROM credentials")
+        raise RetryLater("canary-1 was refused", after=timedelta(0))
+
+    script.action.service, script.action.credential_required, script.body = "shop", True, body
+    parts.credential("shop", {"token": "canary-1"})
+    run = parts.execute(call(retry={"attempts": 5}))
+    assert (run["error"]["code"], len(script.action.contexts)) == ("credential_missing", 1)
+    step = parts.steps_of(run["id"])["one"]
+    assert (step["status"], step["attempt"]) == ("failed", 1)
+    assert "canary" not in str([run, step, parts.lines_of(run["id"])])
+
+
 def test_f25_a_credential_that_is_rotated_in_mid_run_is_the_new_one_when_it_goes_on_and_shows_nowhere(
     parts: Parts, script: SimpleNamespace
 ) -> None:
-    """While the run waits for its next attempt, and between two steps."""
+    """For an attempt that follows at once, for one that the run waits for, and for the next step."""
     seen: list[str] = []
+    pauses = [timedelta(0), timedelta(minutes=10)]
 
     def body(context: StepContext, _parameters: Any) -> Json:
         assert context.credential is not None
         seen.append(context.credential.get_secret_value()["token"])
         rotate(parts, f"canary-{len(seen) + 1}")
-        if len(seen) == 1:
-            raise RetryLater(f"{seen[-1]} was refused", after=timedelta(minutes=10))
+        if len(seen) <= len(pauses):
+            raise RetryLater(f"{seen} were refused", after=pauses[len(seen) - 1])
         return seen[-1]
 
     script.action.service, script.action.credential_required, script.body = "shop", True, body
     parts.credential("shop", {"token": "canary-1"})
-    run_id = parts.execute(call(retry={"attempts": 2}), call("two"))["id"]
+    run_id = parts.execute(call(retry={"attempts": 3}), call("two"))["id"]
     parts.let_pass(minutes=10)
     parts.sweep_and_run()
     run = parts.run_row(run_id)
-    assert (run["status"], seen) == ("succeeded", ["canary-1", "canary-2", "canary-3"])
+    assert (run["status"], seen) == ("succeeded", [f"canary-{number}" for number in range(1, 5)])
     assert run["output"] == "[redacted]"
     assert "canary" not in str([run, parts.steps_of(run_id), parts.lines_of(run_id)])
 

@@ -25,7 +25,7 @@ OWN_LOOPBACK = {"cli/up.py"}
 SAFE_YAML = {"engine/document_text.py"}
 """Loads with a narrowed safe loader of its own."""
 CHANCE = {"random"}
-ONLY_JITTER = {"engine/perform.py", "engine/pipeline.py", "engine/retry.py"}
+ONLY_JITTER = {"engine/perform.py", "engine/retry.py"}
 """Files that need chance and no secret: when to try again."""
 
 
