@@ -22,7 +22,7 @@ from engine.errors import BadRequest
 from engine.settings import Settings
 
 if TYPE_CHECKING:
-    from migrations.legacy.findings import Count, Finding, Progress
+    from migrations.legacy.findings import Checksums, Count, Finding, Progress
     from migrations.legacy.road import Parts
 
 KEY_BYTES = 32
@@ -72,7 +72,8 @@ def check(url: str, encryption_key: str | None, *, plan: str, keep_undecryptable
         typer.echo(
             f"It takes about {seen.seconds} s, while the old system stands still, and {megabytes} MB more of disk."
         )
-        _show(seen.counts, seen.findings, "shown by --json")
+        show_counts(seen.counts)
+        show_findings(seen.findings, "shown by --json")
         typer.echo("Nothing was changed.")
     if seen.refused is not None:
         fail(seen.refused)
@@ -89,7 +90,8 @@ def carry_over(url: str, encryption_key: str | None, *, plan: str, keep_undecryp
     if as_json:
         show_json(asdict(done))
         return
-    _show(done.counts, done.findings, "in the table fairlane_legacy.adoption")
+    show_counts(done.counts, done.checksums)
+    show_findings(done.findings, "in the table fairlane_legacy.adoption")
     typer.echo("The database is adopted. The old tables are kept in the schema fairlane_legacy, untouched.")
 
 
@@ -126,11 +128,13 @@ def forget(url: str) -> None:
     typer.echo("The old tables and the rows that were set aside are gone; the adoption cannot be taken back any more.")
 
 
-def _show(counts: Mapping[str, Count], findings: Sequence[Finding], where: str) -> None:
-    typer.echo(f"{'table':<12} {'read':>10} {'carried':>10} {'set aside':>10}")
+def show_counts(counts: Mapping[str, Count], checksums: Mapping[str, Checksums] | None = None) -> None:
+    """A line for each table: its rows, and the checksums of their contents where these were taken."""
+    contents = f"  {'contents before':<16}  after" if checksums is not None else ""
+    typer.echo(f"{'table':<12} {'read':>10} {'carried':>10} {'set aside':>10}{contents}")
     for table, count in counts.items():
-        typer.echo(f"{table:<12} {count.read:>10} {count.carried:>10} {count.set_aside:>10}")
-    show_findings(findings, where)
+        sums = "" if checksums is None else f"  {checksums[table].before:<16}  {checksums[table].after}"
+        typer.echo(f"{table:<12} {count.read:>10} {count.carried:>10} {count.set_aside:>10}{sums}")
 
 
 def show_findings(findings: Sequence[Finding], where: str) -> None:

@@ -81,12 +81,7 @@ def _require_writable(report: Path, file: Path) -> None:
 
 def _show(done: Imported, report: Path | None) -> None:
     typer.echo(f"{done.file}: a multi-user database in its {done.form} form, SHA-256 {done.sha256}.")
-    typer.echo(f"{'table':<12} {'read':>9} {'carried':>9} {'set aside':>9}  {'contents before':<16}  after")
-    for table, count in done.counts.items():
-        sums = done.checksums[table]
-        typer.echo(
-            f"{table:<12} {count.read:>9} {count.carried:>9} {count.set_aside:>9}  {sums.before:<16}  {sums.after}"
-        )
+    adoption.show_counts(done.counts, done.checksums)
     where = f"in {report}" if report is not None else "shown by --json, or written by --report FILE"
     adoption.show_findings(done.findings, where)
     if done.adds_up:

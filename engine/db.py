@@ -43,7 +43,9 @@ CONNECT = {
     "keepalives_idle": 15,
     "keepalives_interval": 5,
     "keepalives_count": 3,
-    "options": "-c statement_timeout=60s -c lock_timeout=10s -c idle_in_transaction_session_timeout=120s",
+    # Whatever the database prefers: only ISO is read back as a time.
+    "options": "-c datestyle=ISO -c statement_timeout=60s -c lock_timeout=10s"
+    " -c idle_in_transaction_session_timeout=120s",
     "application_name": "fairlane",
 }
 

@@ -49,6 +49,33 @@ COLUMNS = {
     "logs": ("id", "workflow_id", "status", "message", "executed_at"),
 }  # fmt: skip
 
+FORMS_OF_A_TIME: list[tuple[str | int | float, str]] = [
+    ("2026-01-12 10:11:12", "2026-01-12T10:11:12.000000+00:00"),
+    ("2026-01-12T10:11:12Z", "2026-01-12T10:11:12.000000+00:00"),
+    ("2026-01-12 10:11:12.123456789-05:00", "2026-01-12T15:11:12.123456+00:00"),
+    ("2026-01-12T10:11:12.5+0530", "2026-01-12T04:41:12.500000+00:00"),
+    ("2026-01-12 10:11:12+00:00 UTC", "2026-01-12T10:11:12.000000+00:00"),
+    ("2026-01-12 10:11:12.123456789 -0500 EST m=+0.000012", "2026-01-12T15:11:12.123456+00:00"),
+    ("2026-01-12 10:11:12 +0000 UTC", "2026-01-12T10:11:12.000000+00:00"),
+    ("2026-01-12 10:11", "2026-01-12T10:11:00.000000+00:00"),
+    ("2026-01-12 10:11:12,5", "2026-01-12T10:11:12.500000+00:00"),
+    (" 2026-01-12T10:11:12Z ", "2026-01-12T10:11:12.000000+00:00"),
+    ("2026-01-12", "2026-01-12T00:00:00.000000+00:00"),
+    ("2016-12-31 23:59:60", "2017-01-01T00:00:00.000000+00:00"),
+    ("2199-01-01 00:00:00", "2199-01-01T00:00:00.000000+00:00"),
+    (1768212672, "2026-01-12T10:11:12.000000+00:00"),
+    ("1768212672", "2026-01-12T10:11:12.000000+00:00"),
+    (1768212672123, "2026-01-12T10:11:12.123000+00:00"),
+    (1768212672123456789, "2026-01-12T10:11:12.123456+00:00"),
+    ("1768212672.5", "2026-01-12T10:11:12.500000+00:00"),
+    (1768212672.5, "2026-01-12T10:11:12.500000+00:00"),
+]
+"""As the releases of the system and the tools around it wrote them, and what they mean."""
+NO_TIMES = [
+    "", "soon", "2026-02-30 00:00:00", "2026-01-12 25:00:00", "0001-01-01 00:00:00", "9999-12-31 23:59:59-12:00",
+    "2026-01-12 10:11:12 and more", "٢٠٢٦-01-12",
+]  # fmt: skip
+
 
 def encrypt(plaintext: str, key: bytes = KEY) -> str:
     """As the old system stored a secret."""
@@ -146,3 +173,16 @@ def clean() -> Legacy:
             for day in range(1, 5):
                 legacy.log(workflow, "failed" if day == 4 else "success", executed_at=f"2026-01-{day:02} 08:00:00")
     return legacy
+
+
+def spoil(url: str) -> None:
+    """Make the server one that alters what it is given: an end of its own to every email that is carried over."""
+    with psycopg.connect(url.replace("+psycopg", "")) as connection:
+        connection.execute(
+            "CREATE FUNCTION spoil() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " IF to_regclass('fairlane_legacy.users') IS NOT NULL AND to_regclass('public.tenants') IS NOT NULL THEN"
+            " UPDATE public.users SET email = email || '!' WHERE email !~ '!'; END IF; END $$"
+        )
+        connection.execute(
+            "CREATE EVENT TRIGGER spoil ON ddl_command_end WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION spoil()"
+        )

@@ -85,8 +85,7 @@ def adopt(database_url: str, parts: Parts, progress: Progress) -> Conversion:
         for table in TABLES:
             connection.execute(text(f"ALTER TABLE public.{table} SET SCHEMA {staging.SCHEMA}"))
         conversion = road.travel(connection, parts, progress)
-        if not conversion.adds_up:
-            raise Conflict(f"Rows are missing after the conversion: {conversion.counts}. Nothing was changed.")
+        _require_whole(conversion)
         connection.execute(
             text(
                 f"CREATE TABLE {staging.SCHEMA}.adoption (at timestamptz NOT NULL DEFAULT now(), report JSONB NOT NULL)"
@@ -100,6 +99,17 @@ def adopt(database_url: str, parts: Parts, progress: Progress) -> Conversion:
         return conversion
 
     return patiently(database_url, work, progress)
+
+
+def _require_whole(conversion: Conversion) -> None:
+    for table, count in conversion.counts.items():
+        contents = conversion.checksums[table]
+        if not count.adds_up:
+            aside = f"{count.carried} were carried over and {count.set_aside} set aside"
+            raise Conflict(f"Rows of {table} are missing: of {count.read}, {aside}. Nothing was changed.")
+        if contents.before != contents.after:
+            sums = f"their checksum was {contents.before} before and is {contents.after} after"
+            raise Conflict(f"The contents of {table} are not the same: {sums}. Nothing was changed.")
 
 
 def is_adopted(connection: Connection) -> bool:

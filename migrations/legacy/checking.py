@@ -97,8 +97,7 @@ def _kept(connection: Connection, schema: str, table: str, *, order: str) -> Any
     columns = ", ".join(f"{filling.stored(column, present)} AS {column}" for column in staging.COLUMNS[table])
     query = text(
         f"""SELECT *, 'tenant_' || user_id AS tenant_id FROM (SELECT {columns} FROM {schema}.{table} s
-        WHERE NOT EXISTS (SELECT 1 FROM legacy_sorted x
-            WHERE x.table_name = '{table}' AND x.kind = 'set_aside' AND x.place = s.ctid)) kept ORDER BY {order}"""
+        WHERE NOT {sorting.is_set_aside(table)}) kept ORDER BY {order}"""
     )
     return connection.execute(query, execution_options={"yield_per": conversion.BATCH}).mappings()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 from migrations.legacy.findings import Progress
-from migrations.legacy.sorting import OPTIONAL, TIMES, columns_of, value
+from migrations.legacy.sorting import OPTIONAL, TIMES, columns_of, is_set_aside, value
 from migrations.legacy.staging import COLUMNS, SCHEMA
 
 PAGES_PER_BATCH = 2000
@@ -29,9 +29,7 @@ def fill(connection: Connection, progress: Progress) -> None:
         values = ", ".join(stored(column, present) for column in columns)
         statement = text(
             f"""INSERT INTO public.{table} ({", ".join(columns)}) SELECT {values} FROM {SCHEMA}.{table} s
-            WHERE s.ctid >= CAST(:first AS tid) AND s.ctid < CAST(:last AS tid) AND NOT EXISTS (
-                SELECT 1 FROM legacy_sorted x
-                WHERE x.table_name = '{table}' AND x.kind = 'set_aside' AND x.place = s.ctid)"""
+            WHERE s.ctid >= CAST(:first AS tid) AND s.ctid < CAST(:last AS tid) AND NOT {is_set_aside(table)}"""
         )
         size = text(f"SELECT pg_relation_size('{SCHEMA}.{table}') / current_setting('block_size')::int")
         pages = int(connection.execute(size).scalar_one())

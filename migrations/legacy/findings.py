@@ -53,13 +53,24 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
+class Checksums:
+    """Of the contents of one table, whatever the order: of the rows read, and of those carried over or set aside."""
+
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
 class Conversion:
     """The outcome of the road."""
 
     counts: dict[str, Count]
-    """By the names in `TABLES`."""
+    """By the names in `TABLES`, as `checksums` are."""
+    checksums: dict[str, Checksums]
     findings: list[Finding] = field(default_factory=list)
 
     @property
     def adds_up(self) -> bool:
-        return all(count.adds_up for count in self.counts.values())
+        """Whether every row that was read was carried over or set aside, with the same contents."""
+        same = all(sums.before == sums.after for sums in self.checksums.values())
+        return same and all(count.adds_up for count in self.counts.values())

@@ -18,30 +18,17 @@ from typing import IO, Any
 import psycopg
 from sqlalchemy import Connection, text
 
-from engine.db import SYSTEM_ROLE
 from engine.errors import Conflict
 from migrations.legacy import road, sorting, sqlite_file, staging
 from migrations.legacy.adopt import patiently
-from migrations.legacy.findings import TABLES, Count, Finding, Kind, Progress
+from migrations.legacy.findings import TABLES, Checksums, Conversion, Count, Finding, Kind, Progress
 from migrations.legacy.road import Parts
-from migrations.legacy.sorting import TIMES
 from migrations.legacy.sqlite_file import Source
 from migrations.legacy.staging import COLUMNS, SCHEMA
+from migrations.legacy.sums import NOT_COMPARED
 from migrations.legacy.values import Change, Reading, digest
 
 REPORT_EVERY = 5_000
-MODULUS = 2**64
-NOT_COMPARED = frozenset({"encrypted_key", "is_active"})
-"""What the conversion alters on purpose: secrets are encrypted anew, and a workflow that cannot run arrives inactive.
-Where the first failed, and where the second happened, is a finding."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checksums:
-    """Of the contents of one table, whatever the order: of the rows read, and of those carried over or set aside."""
-
-    before: str
-    after: str
 
 
 @dataclass(slots=True)
@@ -56,11 +43,10 @@ class Imported:
     checksums: dict[str, Checksums]
     findings: list[Finding]
     adds_up: bool = field(init=False)
-    """Whether every row that was read was carried over or set aside, with the same contents."""
+    """As for a `Conversion`."""
 
     def __post_init__(self) -> None:
-        same = all(sums.before == sums.after for sums in self.checksums.values())
-        self.adds_up = same and all(count.adds_up for count in self.counts.values())
+        self.adds_up = Conversion(self.counts, self.checksums).adds_up
 
 
 @dataclass(slots=True)
@@ -102,8 +88,7 @@ def _carried(
     parts.require_fitting_key(_encrypted(source))
     staging.create(connection)
     loaded = load(connection, source, progress)
-    conversion = road.travel(connection, parts, progress)
-    after = _digests(connection)
+    conversion = road.travel(connection, parts, progress, loaded=loaded.digests)
     staging.drop_sources(connection)
     staging.let_erase(connection)
     if sqlite_file.fingerprint(path) != sha256:
@@ -118,7 +103,7 @@ def _carried(
             table: Count(loaded.counts[table], count.carried, count.set_aside)
             for table, count in conversion.counts.items()
         },
-        checksums={table: Checksums(_hex(loaded.digests[table]), _hex(after[table])) for table in TABLES},
+        checksums=conversion.checksums,
         findings=[*_strangers(source), *loaded.findings, *_named(conversion.findings, loaded)],
     )
 
@@ -228,39 +213,3 @@ def _strangers(source: Source) -> Iterator[Finding]:
 
 def _plain(name: str) -> str:
     return name.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
-
-
-def _digests(connection: Connection) -> dict[str, int]:
-    """The sums of `values.digest` over what was carried over and what was set aside, by table."""
-    sums = dict.fromkeys(TABLES, 0)
-    for role, query in (("none", _REJECTED), (SYSTEM_ROLE, _CARRIED)):
-        connection.execute(text("SELECT set_config('role', :role, true)"), {"role": role})
-        for table in TABLES:
-            sums[table] += int(connection.exec_driver_sql(query[table]).scalar_one())
-    connection.execute(text("SELECT set_config('role', 'none', true)"))
-    return sums
-
-
-def _summed(fields: list[str], source: str) -> str:
-    joined = " || ".join(f"coalesce(length({field}) || ':' || ({field}), '-')" for field in fields)
-    digest_of = f"('x' || left(encode(sha256(convert_to({joined}, 'UTF8')), 'hex'), 15))::bit(60)::bigint"
-    return f"SELECT coalesce(sum({digest_of}), 0) FROM {source}"
-
-
-def _written(column: str) -> str:
-    """A column as `Reading` writes it."""
-    if column in TIMES:
-        return f"""to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')"""
-    return column
-
-
-_COMPARED = {table: [column for column in columns if column not in NOT_COMPARED] for table, columns in COLUMNS.items()}
-_CARRIED = {table: _summed([_written(column) for column in columns], table) for table, columns in _COMPARED.items()}
-_REJECTED = {
-    table: _summed([f"(\"row\"->>'{c}')" for c in columns], f"{SCHEMA}.rejects WHERE table_name = '{table}'")
-    for table, columns in _COMPARED.items()
-}
-
-
-def _hex(number: int) -> str:
-    return f"{number % MODULUS:016x}"

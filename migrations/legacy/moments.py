@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 
 _WRITTEN = re.compile(
     r"\s*([0-9]{4})-([0-9]{2})-([0-9]{2})"
     r"(?:[Tt ]([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:[.,]([0-9]{1,9}))?)?"
     r"\s*(?:([Zz]|UTC|GMT)|([+-])([0-9]{2}):?([0-9]{2})?(?:\s+[A-Za-z0-9+-]{1,8})?)?(?:\s+m=[+-][0-9.]+)?)?\s*"
 )
-_NUMBER = re.compile(r"\s*(-?[0-9]{9,20})(?:\.[0-9]*)?\s*")
+_NUMBER = re.compile(r"\s*(-?[0-9]{9,20}(?:\.[0-9]*)?)\s*")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EARLIEST, _LATEST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
 _UNITS = ((10**11, 10**6), (10**14, 10**3), (10**17, 1))
@@ -26,30 +27,30 @@ def read(written: object) -> datetime | None:
     """The moment, or None when nobody can read it or it lies outside the years 1 to 9999."""
     try:
         moment = _read(written)
-    except (ValueError, OverflowError):
+    except (ValueError, ArithmeticError):
         return None
     return moment if moment is not None and _EARLIEST <= moment < _LATEST else None
 
 
 def _read(written: object) -> datetime | None:
     if isinstance(written, float):
-        return _of_number(int(written)) if abs(written) >= 10**11 else _EPOCH + timedelta(seconds=written)
+        return _of_number(Decimal(int(written))) if abs(written) >= 10**11 else _EPOCH + timedelta(seconds=written)
     if isinstance(written, int):
-        return _of_number(written)
+        return _of_number(Decimal(written))
     if not isinstance(written, str):
         return None
     if found := _WRITTEN.fullmatch(written):
         return _of_parts(found)
     if number := _NUMBER.fullmatch(written):
-        return _of_number(int(number[1]))
+        return _of_number(Decimal(number[1]))
     return None
 
 
-def _of_number(number: int) -> datetime:
+def _of_number(number: Decimal) -> datetime:
     for below, microseconds in _UNITS:
         if abs(number) < below:
-            return _EPOCH + timedelta(microseconds=number * microseconds)
-    return _EPOCH + timedelta(microseconds=number // 1000)
+            return _EPOCH + timedelta(microseconds=int(number * microseconds))
+    return _EPOCH + timedelta(microseconds=int(number // 1000))
 
 
 def _of_parts(found: re.Match[str]) -> datetime:

@@ -13,7 +13,7 @@ from engine.db import SYSTEM_ROLE
 from engine.ports import Action
 from engine.vault import Vault
 from engine.workflows import TriggerKinds
-from migrations.legacy import conversion, filling, history, plans, secrets, sorting, staging
+from migrations.legacy import conversion, filling, history, plans, secrets, sorting, staging, sums
 from migrations.legacy.conversion import Converter
 from migrations.legacy.findings import TABLES, Conversion, Count, Finding, Kind, Progress
 
@@ -47,14 +47,22 @@ class Parts:
             secrets.require_fitting(encrypted, self.old_key)
 
 
-def travel(connection: Connection, parts: Parts, progress: Progress) -> Conversion:
+def travel(
+    connection: Connection, parts: Parts, progress: Progress, *, loaded: Mapping[str, int] | None = None
+) -> Conversion:
     """Go the whole road. Schema ``fairlane_legacy`` is filled; schema public has nothing of Fairlane, or only a schema
     without users, which is replaced. `connection` is in a transaction and may roll back afterwards: a dry run does.
+
+    What stands for the rows in the end is compared with the sums of what was `loaded` into ``fairlane_legacy``, if
+    somebody took them, and otherwise with what is there.
     """
     progress("Sorting rows", 0, 1)
     sorting.sort(connection, staging.SCHEMA)
     filling.keep_rejects(connection)
     progress("Sorting rows", 1, 1)
+    progress("Summing up what was read", 0, 1)
+    before = sums.before(connection) if loaded is None else loaded
+    progress("Summing up what was read", 1, 1)
     if migrations.current(connection) is not None:
         if connection.execute(text("SELECT to_regclass('public.plans')")).scalar_one() is not None:
             connection.execute(text("TRUNCATE public.plans CASCADE"))  # or those that were altered stop the way back
@@ -67,7 +75,10 @@ def travel(connection: Connection, parts: Parts, progress: Progress) -> Conversi
     migrations.upgrade(connection)
     progress("Upgrading the schema", 1, 1)
     found = _convert(connection, parts, progress)
-    return Conversion(counts(connection), [*findings(connection), *found])
+    progress("Comparing", 0, 1)
+    compared = sums.compared(before, sums.after(connection))
+    progress("Comparing", 1, 1)
+    return Conversion(counts(connection), compared, [*findings(connection), *found])
 
 
 def _convert(connection: Connection, parts: Parts, progress: Progress) -> list[Finding]:

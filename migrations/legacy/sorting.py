@@ -3,7 +3,8 @@ tables only, so that a check before an adoption uses it too.
 
 A row is set aside when it has no id of its own, or when its owner is gone: no foreign key could hold it. Everything
 else is carried over; a value that is missing where one is needed, or a time that nobody can read, is replaced and told.
-Times without a zone are UTC. The work is done by Postgres, so memory does not grow with the tables.
+Times without a zone are UTC; their forms are those of `moments`, and others that Postgres reads. The work is done by
+Postgres, so memory does not grow with the tables.
 """
 
 from __future__ import annotations
@@ -14,16 +15,22 @@ from migrations.legacy.staging import COLUMNS
 
 _FUNCTIONS = r"""
 SET LOCAL timezone = 'UTC';
+SET LOCAL datestyle = 'ISO';
 CREATE FUNCTION pg_temp.legacy_moment(written text) RETURNS timestamptz LANGUAGE plpgsql STABLE AS $$
-DECLARE moment timestamptz;
+DECLARE
+    moment timestamptz;
+    number numeric;
 BEGIN
-    IF written ~ '^\d{9,10}$' THEN
-        RETURN to_timestamp(written::bigint);
-    ELSIF written !~ '^\d{4}-\d{2}-\d{2}' THEN
-        RETURN NULL;
+    IF written ~ '^\s*-?[0-9]{9,20}(\.[0-9]*)?\s*$' THEN
+        number := written;
+        number := trunc(CASE WHEN abs(number) < 1e11 THEN number * 1e6 WHEN abs(number) < 1e14 THEN number * 1e3
+            WHEN abs(number) < 1e17 THEN number ELSE floor(number / 1e3) END);
+        moment := timestamptz 'epoch' + number::float8 * interval '1 microsecond';
+    ELSIF written ~ '^\s*[0-9]{4}-[0-9]{2}-[0-9]{2}' THEN
+        written := regexp_replace(written, '[.,]([0-9]{1,6})[0-9]*', '.\1');  -- cut, where Postgres would round
+        -- Go's own form names the zone twice: 2026-01-12 10:11:12 -0500 EST m=+0.1
+        moment := regexp_replace(written, '^([0-9T: .-]+\d) ?([+-]\d{2}:?\d{2}) [A-Z+-].*$', '\1\2');
     END IF;
-    -- Go's own form names the zone twice: 2026-01-12 10:11:12 -0500 EST m=+0.1
-    moment := regexp_replace(written, '^([0-9T: .-]+\d) ?([+-]\d{2}:?\d{2}) [A-Z+-].*$', '\1\2')::timestamptz;
     RETURN CASE WHEN moment >= '0001-01-02' AND moment < '9999-12-31' THEN moment END;
 EXCEPTION WHEN data_exception THEN
     RETURN NULL;
@@ -63,6 +70,12 @@ def value(column: str, present: set[str]) -> str:
     return f's."{column}"::text' if column in present else "NULL::text"
 
 
+def is_set_aside(table: str) -> str:
+    """SQL: whether the row of the alias ``s`` is; `sort` was called."""
+    return f"""EXISTS (SELECT 1 FROM legacy_sorted x
+        WHERE x.table_name = '{table}' AND x.kind = 'set_aside' AND x.place = s.ctid)"""
+
+
 def columns_of(connection: Connection, schema: str, table: str) -> set[str]:
     """The columns that a table has."""
     query = text("SELECT column_name FROM information_schema.columns WHERE table_schema = :s AND table_name = :t")
@@ -80,16 +93,14 @@ def sort(connection: Connection, schema: str) -> None:
         if table in ("users", "workflows"):
             connection.exec_driver_sql(
                 f"""INSERT INTO legacy_owners SELECT '{table}', s.id::text FROM {schema}.{table} s
-                WHERE NOT EXISTS (SELECT 1 FROM legacy_sorted x
-                    WHERE x.table_name = '{table}' AND x.kind = 'set_aside' AND x.place = s.ctid);
+                WHERE NOT {is_set_aside(table)};
                 ANALYZE pg_temp.legacy_owners"""
             )
     connection.exec_driver_sql(
         rf"""INSERT INTO legacy_sorted SELECT 'users', s.ctid, s.id::text, 'noted',
             CASE WHEN s.email::text = '' THEN 'its email is empty: nobody can log in with it'
                 ELSE 'its email begins or ends with a blank, which a login must write too' END
-        FROM {schema}.users s WHERE s.email::text ~ '^$|^\s|\s$' AND NOT EXISTS (SELECT 1 FROM legacy_sorted x
-            WHERE x.table_name = 'users' AND x.kind = 'set_aside' AND x.place = s.ctid)"""
+        FROM {schema}.users s WHERE s.email::text ~ '^$|^\s|\s$' AND NOT {is_set_aside("users")}"""
     )
     connection.exec_driver_sql(
         f"""INSERT INTO legacy_sorted SELECT 'users', s.ctid, s.id::text, 'noted',
@@ -136,5 +147,4 @@ def _changed(schema: str, table: str, present: set[str]) -> str:
     return f"""
         INSERT INTO legacy_sorted SELECT '{table}', s.ctid, s.id::text, 'changed', said.reason
         FROM {schema}.{table} s, LATERAL unnest(ARRAY[{", ".join(checks)}]) AS said(reason)
-        WHERE said.reason IS NOT NULL AND NOT EXISTS (SELECT 1 FROM legacy_sorted x
-            WHERE x.table_name = '{table}' AND x.kind = 'set_aside' AND x.place = s.ctid)"""
+        WHERE said.reason IS NOT NULL AND NOT {is_set_aside(table)}"""

@@ -107,6 +107,6 @@ def _decoded(raw: bytes) -> str:
 
 
 def digest(values: Sequence[str | None]) -> int:
-    """A number for the contents of a row; that of a table is their sum in any order. `importing` says it in SQL."""
+    """A number for the contents of a row; that of a table is their sum in any order. `sums` says it in SQL."""
     joined = "".join("-" if value is None else f"{len(value)}:{value}" for value in values)
     return int(hashlib.sha256(joined.encode()).hexdigest()[:15], 16)

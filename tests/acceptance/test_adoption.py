@@ -141,7 +141,7 @@ def test_old_logs_are_listed_like_new_ones(adopted: Adopted) -> None:
     [line] = adopted.client.get(f"/api/runs/{runs[0]['id']}/logs").json()["items"]
     assert (line["message"], line["level"], line["at"][:19]) == ("day 30", "info", "2026-01-30T08:00:00")
     [other] = adopted.runs("sms")
-    assert other["finished_at"].startswith("2026-01-12T15:11:12.123457")
+    assert other["finished_at"].startswith("2026-01-12T15:11:12.123456")
 
 
 def test_an_unknown_action_is_shown_with_its_reason_and_cannot_be_switched_on(adopted: Adopted) -> None:

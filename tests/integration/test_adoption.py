@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict, replace
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,13 +30,27 @@ from engine.db import Database
 from engine.errors import BadRequest, Conflict, Unavailable
 from engine.leaving import Eraser
 from engine.vault import MasterKeyRing, Vault
-from migrations.legacy import adopt, checking, plans, road, staging
+from migrations.legacy import adopt, checking, moments, plans, road, staging
 from migrations.legacy.conversion import next_fire
 from migrations.legacy.findings import TABLES, Conversion, Kind
+from migrations.legacy.importing import import_file
 from migrations.legacy.road import Parts
+from tests import legacy_file
 from tests.command_line import DOWN, configured
 from tests.conftest import fresh_database
-from tests.legacy_database import EARLY, KEY, LATER, Legacy, clean, dump, encrypt, examples
+from tests.legacy_database import (
+    EARLY,
+    FORMS_OF_A_TIME,
+    KEY,
+    LATER,
+    NO_TIMES,
+    Legacy,
+    clean,
+    dump,
+    encrypt,
+    examples,
+    spoil,
+)
 from triggers import KINDS
 
 LONG_AGO = "2026-01-12 10:11:12.123456789-05:00"
@@ -54,7 +69,7 @@ def _take_back(url: str, *, discard_new: bool = False) -> None:
 
 
 def _rows(url: str, query: str, *values: Any) -> list[Any]:
-    with psycopg.connect(url.replace("+psycopg", ""), options="-c timezone=UTC") as connection:
+    with psycopg.connect(url.replace("+psycopg", ""), options="-c timezone=UTC -c datestyle=ISO") as connection:
         return connection.execute(query, values).fetchall()
 
 
@@ -80,6 +95,8 @@ def test_a_clean_database_of_either_form_is_carried_over_whole_and_can_be_taken_
     conversion = _adopt(empty_database_url)
     assert conversion.findings == seen.findings == []
     assert conversion.counts == seen.counts
+    assert len({sums.before for sums in conversion.checksums.values()}) == 4
+    assert all(sums.before == sums.after for sums in conversion.checksums.values())
     assert seen.refused is None
     assert {table: count.carried for table, count in conversion.counts.items()} == {
         "users": 3, "credentials": 6, "workflows": 6, "logs": 24
@@ -90,6 +107,61 @@ def test_a_clean_database_of_either_form_is_carried_over_whole_and_can_be_taken_
     _take_back(empty_database_url)
     assert dump(empty_database_url) == before
     assert _adopt(empty_database_url).counts == conversion.counts  # and the road is open again
+
+
+def test_the_report_shows_checksums_of_the_contents_and_they_are_those_of_the_same_contents_in_a_file(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    """Those of a file are taken row by row as it is read, those of a database by Postgres."""
+    legacy = clean()
+    for form, _ in FORMS_OF_A_TIME:
+        legacy.log(legacy.rows["workflows"][0]["id"], executed_at=str(form))
+    path = legacy_file.write(tmp_path / "old.db", legacy)
+    read = import_file(empty_database_url, path, _parts(), lambda *_: None, dry_run=True).checksums
+    legacy.write(empty_database_url)
+    command = configured(tmp_path, empty_database_url, DOWN)
+    done = command.fine("migrate", "--adopt", "--encryption-key", base64.b64encode(KEY).decode())
+    assert "contents before   after" in done.out
+    for table, sums in read.items():
+        assert re.search(rf"^{table} .* {sums.before}  {sums.after}$", done.out, re.MULTILINE), done.out
+    [(kept,)] = _rows(empty_database_url, "SELECT report->'checksums' FROM fairlane_legacy.adoption")
+    assert kept == {table: asdict(sums) for table, sums in read.items()}
+
+
+def test_contents_that_are_not_the_same_afterwards_are_told_and_nothing_is_changed(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    clean().write(empty_database_url)
+    before = dump(empty_database_url)
+    spoil(empty_database_url)
+    command = configured(tmp_path, empty_database_url, DOWN)
+    failed = command("migrate", "--adopt", "--encryption-key", base64.b64encode(KEY).decode())
+    assert (failed.code, failed.out) == (1, "")
+    said = r"The contents of users are not the same: their checksum was \w{16} before and is \w{16} after. Nothing was"
+    assert re.match(said, failed.err), failed.err
+    assert dump(empty_database_url) == before
+
+
+def test_times_are_read_in_the_same_forms_as_those_of_a_file_whatever_the_database_prefers(
+    empty_database_url: str,
+) -> None:
+    legacy = clean()
+    workflow = legacy.rows["workflows"][0]["id"]
+    forms = {legacy.log(workflow, executed_at=str(form)): meant for form, meant in FORMS_OF_A_TIME}
+    odd = {legacy.log(workflow, executed_at=form) for form in NO_TIMES}
+    legacy.write(empty_database_url)
+    _do(
+        empty_database_url,
+        "ALTER TABLE users ALTER created_at DROP DEFAULT, ALTER created_at TYPE timestamptz USING '2026-01-12Z'",
+    )
+    name = empty_database_url.rsplit("/", 1)[1]
+    _do(empty_database_url, f"""ALTER DATABASE "{name}" SET datestyle = 'SQL, DMY'""")
+    conversion = _adopt(empty_database_url)
+    assert {finding.id for finding in conversion.findings} == odd
+    rows = dict(_rows(empty_database_url, "SELECT id, executed_at FROM logs"))
+    assert {log_id: moments.written(rows[log_id]) for log_id in forms} == forms
+    with closing(Database(empty_database_url, pool_size=1)) as database, database.system() as session:
+        assert session.execute(sa.text("SELECT DISTINCT created_at::date FROM users")).scalar_one() == date(2026, 1, 12)
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +383,7 @@ def test_every_old_log_row_is_a_run_of_its_workflow_at_its_time_in_utc(
             " JOIN execution_logs l ON l.run_id = r.id",
         )
     }
-    assert rows[ids["zoned log"]] == [ids["good"], "succeeded", "it was a success", "2026-01-12 15:11:12.123457+00"]
+    assert rows[ids["zoned log"]] == [ids["good"], "succeeded", "it was a success", "2026-01-12 15:11:12.123456+00"]
     assert rows[ids["future log"]][3] == "2099-01-12 10:11:12+00"
     assert rows[ids["log of unknown"]][0] == ids["unknown"]
     assert rows[ids["odd log"]][1:3] == ["failed", ""]

@@ -33,7 +33,7 @@ from tests.api_server import Api, running_api, services_for, settings_for
 from tests.command_line import DOWN, CommandLine, Result, configured
 from tests.conftest import fresh_database
 from tests.installation import Receiver, wait_for
-from tests.legacy_database import KEY, Legacy, clean, encrypt, examples, hashed
+from tests.legacy_database import KEY, Legacy, clean, encrypt, examples, hashed, spoil
 from triggers import KINDS
 
 OLD_KEY = base64.b64encode(KEY).decode()
@@ -471,16 +471,7 @@ def test_sums_that_do_not_add_up_are_told_and_nothing_is_changed(
     command: CommandLine, empty_database_url: str, tmp_path: Path
 ) -> None:
     path = legacy_file.write(tmp_path / "old.db", clean())
-    with psycopg.connect(empty_database_url.replace("+psycopg", "")) as connection:
-        # A server that alters what it is given: every email in lower case but for its end.
-        connection.execute(
-            "CREATE FUNCTION spoil() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN"
-            " IF to_regclass('fairlane_legacy.users') IS NOT NULL AND to_regclass('public.tenants') IS NOT NULL THEN"
-            " UPDATE public.users SET email = email || '!' WHERE email !~ '!'; END IF; END $$"
-        )
-        connection.execute(
-            "CREATE EVENT TRIGGER spoil ON ddl_command_end WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION spoil()"
-        )
+    spoil(empty_database_url)
     report = tmp_path / "report.json"
     failed = _import(command, path, "--report", str(report))
     assert failed.code == 1

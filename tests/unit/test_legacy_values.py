@@ -13,42 +13,19 @@ from hypothesis import strategies as st
 from migrations.legacy import moments
 from migrations.legacy.staging import COLUMNS
 from migrations.legacy.values import LONGEST_KEY, Reading
+from tests.legacy_database import FORMS_OF_A_TIME, NO_TIMES
 
 INSTEAD = datetime(2026, 2, 1, tzinfo=UTC)
 
 
-@pytest.mark.parametrize(
-    ("written", "read"),
-    [
-        ("2026-01-12 10:11:12", "2026-01-12T10:11:12.000000+00:00"),
-        ("2026-01-12T10:11:12Z", "2026-01-12T10:11:12.000000+00:00"),
-        ("2026-01-12 10:11:12.123456789-05:00", "2026-01-12T15:11:12.123456+00:00"),
-        ("2026-01-12T10:11:12.5+0530", "2026-01-12T04:41:12.500000+00:00"),
-        ("2026-01-12 10:11:12+00:00 UTC", "2026-01-12T10:11:12.000000+00:00"),
-        ("2026-01-12 10:11:12.123456789 -0500 EST m=+0.000012", "2026-01-12T15:11:12.123456+00:00"),
-        ("2026-01-12 10:11:12 +0000 UTC", "2026-01-12T10:11:12.000000+00:00"),
-        ("2026-01-12 10:11", "2026-01-12T10:11:00.000000+00:00"),
-        ("2026-01-12", "2026-01-12T00:00:00.000000+00:00"),
-        ("2016-12-31 23:59:60", "2017-01-01T00:00:00.000000+00:00"),
-        ("2199-01-01 00:00:00", "2199-01-01T00:00:00.000000+00:00"),
-        (1768212672, "2026-01-12T10:11:12.000000+00:00"),
-        ("1768212672", "2026-01-12T10:11:12.000000+00:00"),
-        (1768212672123, "2026-01-12T10:11:12.123000+00:00"),
-        (1768212672123456789, "2026-01-12T10:11:12.123456+00:00"),
-        (1768212672.5, "2026-01-12T10:11:12.500000+00:00"),
-    ],
-)
+@pytest.mark.parametrize(("written", "read"), FORMS_OF_A_TIME)
 def test_every_form_of_a_time_is_read_as_a_moment_in_utc(written: Any, read: str) -> None:
     moment = moments.read(written)
     assert moment is not None
     assert moments.written(moment) == read
 
 
-@pytest.mark.parametrize(
-    "written",
-    ["", "soon", "2026-02-30 00:00:00", "2026-01-12 25:00:00", "0001-01-01 00:00:00", "9999-12-31 23:59:59-12:00",
-     "2026-01-12 10:11:12 and more", "٢٠٢٦-01-12", float("inf"), float("nan"), 10**30, None, b"2026-01-12"],
-)  # fmt: skip
+@pytest.mark.parametrize("written", [*NO_TIMES, float("inf"), float("nan"), 10**30, None, b"2026-01-12"])
 def test_what_is_no_time_is_not_guessed(written: Any) -> None:
     assert moments.read(written) is None
 
