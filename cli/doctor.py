@@ -103,8 +103,7 @@ def _postgres(url: str, *, ring: Mapping[str, bytes]) -> list[Finding]:
 
 
 def _schema(connection: psycopg.Connection[Any]) -> Finding:
-    at = schema.revision(connection)
-    return Finding("schema", f"revision {at or 'none'}", schema.fault(at))
+    return Finding("schema", f"revision {schema.revision(connection) or 'none'}", schema.fault(connection))
 
 
 def _inside(url: str, ring: Mapping[str, bytes]) -> list[Finding]:

@@ -9,6 +9,8 @@ from engine.errors import ConfigurationError, Conflict
 if TYPE_CHECKING:
     import psycopg
 
+ADOPT = "This is a database of the multi-user system: adopt it with `fairlane migrate --adopt` (docs/migration.md)."
+
 
 def connection_to(url: str, *, seconds: int = 5) -> psycopg.Connection[Any]:
     """A plain connection, whose block ends its transaction and closes it. `url` in SQLAlchemy's form."""
@@ -27,30 +29,35 @@ def revision(connection: psycopg.Connection[Any]) -> str | None:
 
 def refuse_multi_user(url: str) -> None:
     """Raises Conflict for a database of the multi-user system, whose tables the schema would collide with."""
+    with connection_to(url) as connection:
+        if _is_multi_user(connection):
+            raise Conflict(f"{ADOPT} Nothing was changed.")
+
+
+def _is_multi_user(connection: psycopg.Connection[Any]) -> bool:
     from migrations.legacy.findings import TABLES
 
-    with connection_to(url) as connection:
-        found = "SELECT bool_and(to_regclass('public.' || name) IS NOT NULL) FROM unnest(%s::text[]) name"
-        there = connection.execute(found, [list(TABLES)]).fetchone()
-        if there == (True,) and revision(connection) is None:
-            raise Conflict(
-                "This is a database of the multi-user system: adopt it with `fairlane migrate --adopt`"
-                " (docs/migration.md). Nothing was changed."
-            )
+    found = "SELECT bool_and(to_regclass('public.' || name) IS NOT NULL) FROM unnest(%s::text[]) name"
+    there = connection.execute(found, [list(TABLES)]).fetchone()
+    return there == (True,) and revision(connection) is None
 
 
-def fault(at: str | None) -> str | None:
+def fault(connection: psycopg.Connection[Any]) -> str | None:
     """What to do when the schema is not at the newest revision."""
     import migrations
 
-    head = migrations.head()
-    return None if at == head else f"The schema is at revision {at or 'none'}, not at {head}: run `fairlane migrate`."
+    at, head = revision(connection), migrations.head()
+    if at == head:
+        return None
+    if _is_multi_user(connection):
+        return ADOPT
+    return f"The schema is at revision {at or 'none'}, not at {head}: run `fairlane migrate`."
 
 
 def require_newest(url: str, *, ours: bool) -> None:
     """Bring the schema up to date where it is `ours` to change. Raises ConfigurationError where it is not."""
     with connection_to(url) as connection:
-        sentence = fault(revision(connection))
+        sentence = fault(connection)
     if sentence is None:
         return
     if not ours:

@@ -170,6 +170,18 @@ def test_a_database_of_the_multi_user_system_is_not_touched_before_it_is_adopted
     assert dump(empty_database_url) == before
 
 
+@pytest.mark.parametrize("words", [("doctor",), ("tenants", "list")])
+def test_whoever_looks_into_a_database_of_the_multi_user_system_is_told_to_adopt_it(
+    empty_database_url: str, redis_url: str, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    clean().write(empty_database_url)
+    said = configured(tmp_path, empty_database_url, redis_url)(*words)
+    assert (said.code, said.err) == (
+        1,
+        "This is a database of the multi-user system: adopt it with `fairlane migrate --adopt` (docs/migration.md).\n",
+    )
+
+
 @pytest.mark.parametrize("back_to", ["base", "0001"])
 def test_going_back_from_a_database_that_is_not_ours_or_is_there_already_is_one_sentence(
     empty_database_url: str, tmp_path: Path, back_to: str
