@@ -59,7 +59,8 @@ def check(url: str, encryption_key: str | None, *, plan: str, keep_undecryptable
     from migrations.legacy import checking
 
     made = parts(Settings.load(), read_key(encryption_key), plan=plan, keep_undecryptable=keep_undecryptable)
-    seen = checking.preview(url, made)
+    with plan_is_an_option():
+        seen = checking.preview(url, made)
     if as_json:
         show_json(asdict(seen))
     else:
@@ -84,7 +85,7 @@ def carry_over(url: str, encryption_key: str | None, *, plan: str, keep_undecryp
     """Adopt the database, and say what became of its rows."""
     from migrations.legacy import adopt
 
-    with stages() as progress:
+    with plan_is_an_option(), stages() as progress:
         made = parts(Settings.load(), read_key(encryption_key), plan=plan, keep_undecryptable=keep_undecryptable)
         done = adopt.adopt(url, made, progress)
     if as_json:
@@ -148,6 +149,17 @@ def show_findings(findings: Sequence[Finding], where: str) -> None:
     kinds = Counter(finding.kind.value for finding in findings)
     if kinds:
         typer.echo("In all: " + ", ".join(f"{number} {kind}" for kind, number in kinds.items()) + ".")
+
+
+@contextmanager
+def plan_is_an_option() -> Iterator[None]:
+    """Tell of an unknown plan as of other faults of options, though only the database knows which there are."""
+    try:
+        yield
+    except BadRequest as error:
+        if error.error_code != "unknown_plan":
+            raise
+        raise typer.BadParameter(error.detail, param_hint="--plan") from None
 
 
 @contextmanager

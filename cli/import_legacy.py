@@ -54,7 +54,11 @@ def import_legacy(
         report, as_json = None, True
     if report is not None:
         _require_writable(report, file)
-    with ensure(data) if commands.given_database_url() is None else nullcontext(), adoption.stages() as progress:
+    with (
+        ensure(data) if commands.given_database_url() is None else nullcontext(),
+        adoption.plan_is_an_option(),
+        adoption.stages() as progress,
+    ):
         from migrations.legacy.importing import import_file
 
         settings = Settings.load()

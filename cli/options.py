@@ -8,22 +8,9 @@ from typing import Annotated
 
 import typer
 
-from engine.errors import BadRequest
-
 DEFAULT_DATA = Path(".fairlane")
 DEFAULT_CONCURRENCY = 8
 DEFAULT_PLAN = "free"
-
-
-def _known_plan(name: str) -> str:
-    """Before anything is done."""
-    from migrations.legacy import plans
-
-    try:
-        plans.require_known(name)
-    except BadRequest as error:
-        raise typer.BadParameter(error.detail) from None
-    return name
 
 
 Data = Annotated[
@@ -43,8 +30,7 @@ FirstPlan = Annotated[
     typer.Option(
         "--plan",
         metavar="NAME",
-        callback=_known_plan,
-        help="The plan on which the organizations that are made begin: free, team or enterprise.",
+        help="The plan on which the organizations that are made begin.",
     ),
 ]
 TenantId = Annotated[str, typer.Argument(metavar="TENANT", help="Id of the organization.")]

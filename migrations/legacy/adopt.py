@@ -73,12 +73,13 @@ def _refused(reason: str) -> Conflict:
 
 
 def adopt(database_url: str, parts: Parts, progress: Progress) -> Conversion:
-    """Adopt the database. Raises Conflict when it is none, or when the sums do not add up; BadRequest ``wrong_key``;
-    Unavailable when somebody else keeps its tables busy. Nothing was changed then.
+    """Adopt the database. Raises Conflict when it is none, or when the sums do not add up; BadRequest ``wrong_key`` and
+    ``unknown_plan``; Unavailable when somebody else keeps its tables busy. Nothing was changed then.
     """
 
     def work(connection: Connection) -> Conversion:
         recognise(connection)
+        parts.require_known_plan(connection)
         _lock(connection, "public", TABLES)
         parts.require_fitting_key(secrets.encrypted(connection, "public"))
         staging.prepare(connection)

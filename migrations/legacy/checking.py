@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 
 import migrations
 from engine.errors import BadRequest
-from migrations.legacy import adopt, conversion, filling, road, secrets, sorting, staging
+from migrations.legacy import adopt, conversion, filling, plans, road, secrets, sorting, staging
 from migrations.legacy.conversion import Converter, Notes
 from migrations.legacy.findings import TABLES, Count, Finding
 from migrations.legacy.road import Parts
@@ -49,6 +49,7 @@ def preview(database_url: str, parts: Parts) -> Preview:
     """Look, without a lock and without a change."""
     with adopt.connected(database_url) as connection:
         form = adopt.recognise(connection)
+        parts.require_known_plan(connection)
         counts, findings = foresee(connection, "public", parts)
         refused = _refusal(connection, parts)
         size = text("SELECT pg_total_relation_size('public.logs')")
@@ -66,7 +67,12 @@ def foresee(connection: Connection, schema: str, parts: Parts) -> tuple[dict[str
     opened = _opened(connection, schema, parts.old_key)
     notes = _planned(connection, schema, Converter(parts.actions, parts.kinds, opened, now))
     counts = {table: _count(connection, schema, table) for table in TABLES}
-    return counts, [*road.findings(connection), *secrets.findings(opened, notes.used_by), *notes.findings(parts.plan)]
+    offered = plans.offered(connection)
+    return counts, [
+        *road.findings(connection),
+        *secrets.findings(opened, notes.used_by),
+        *notes.findings(parts.plan, offered),
+    ]
 
 
 def _opened(connection: Connection, schema: str, old_key: bytes | None) -> Secrets:

@@ -82,12 +82,12 @@ class Notes:
             self.used_by.setdefault(credential_id, []).append(plan.columns["id"])
         self._runs_a_month[plan.columns["tenant_id"]] += plan.runs_a_month
 
-    def findings(self, plan: str) -> list[Finding]:
+    def findings(self, plan: str, offered: plans.Admitted) -> list[Finding]:
         """Those of the workflows, and of users whose schedules alone start more than `plan` admits."""
         return self._findings + [
             Finding("users", tenant_id.removeprefix("tenant_"), Kind.NOTED, said)
             for tenant_id, number in sorted(self._runs_a_month.items())
-            if (said := plans.said_of(plan, number)) is not None
+            if (said := plans.said_of(plan, number, offered)) is not None
         ]
 
 

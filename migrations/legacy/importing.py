@@ -64,12 +64,13 @@ def import_file(database_url: str, path: Path, parts: Parts, progress: Progress,
     """Import the file. Unless the result `adds_up`, and in a dry run, nothing was changed.
 
     Raises Conflict ``not_empty`` for a database with users or organizations or from which an import stems, BadRequest
-    ``not_legacy`` for another file and ``wrong_key`` for a key that opens no credential, Unavailable when somebody else
-    keeps the tables busy.
+    ``not_legacy`` for another file, ``wrong_key`` for a key that opens no credential and ``unknown_plan``, Unavailable
+    when somebody else keeps the tables busy.
     """
 
     def work(connection: Connection) -> Imported:
         _require_empty(connection)
+        parts.require_known_plan(connection)
         with sqlite_file.opened(path) as source:
             done = _carried(connection, source, path, parts, progress, dry_run=dry_run)
         if dry_run or not done.adds_up:

@@ -23,10 +23,7 @@ PERSONAL = "0003"
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the conversion must know of the engine: ``Parts(Vault(...), actions.build(), triggers.KINDS, old_key)``.
-
-    Raises BadRequest ``unknown_plan``.
-    """
+    """What the conversion must know of the engine: ``Parts(Vault(...), actions.build(), triggers.KINDS, old_key)``."""
 
     vault: Vault
     actions: Mapping[str, Action]
@@ -38,8 +35,9 @@ class Parts:
     plan: str = plans.FREE
     """That the personal organizations begin on."""
 
-    def __post_init__(self) -> None:
-        plans.require_known(self.plan)
+    def require_known_plan(self, connection: Connection) -> None:
+        """Raises BadRequest ``unknown_plan``."""
+        plans.require_known(self.plan, plans.offered(connection))
 
     def require_fitting_key(self, encrypted: Iterable[str | None]) -> None:
         """Raises BadRequest ``wrong_key`` when there are credentials and the key opens none of them."""
@@ -51,7 +49,8 @@ def travel(
     connection: Connection, parts: Parts, progress: Progress, *, loaded: Mapping[str, int] | None = None
 ) -> Conversion:
     """Go the whole road. Schema ``fairlane_legacy`` is filled; schema public has nothing of Fairlane, or only a schema
-    without users, which is replaced. `connection` is in a transaction and may roll back afterwards: a dry run does.
+    without users, which is replaced except for its plans. `connection` is in a transaction and may roll back
+    afterwards: a dry run does.
 
     What stands for the rows in the end is compared with the sums of what was `loaded` into ``fairlane_legacy``, if
     somebody took them, and otherwise with what is there.
@@ -63,9 +62,10 @@ def travel(
     progress("Summing up what was read", 0, 1)
     before = sums.before(connection) if loaded is None else loaded
     progress("Summing up what was read", 1, 1)
+    kept = None
     if migrations.current(connection) is not None:
-        if connection.execute(text("SELECT to_regclass('public.plans')")).scalar_one() is not None:
-            connection.execute(text("TRUNCATE public.plans CASCADE"))  # or those that were altered stop the way back
+        kept = plans.keep(connection)
+        connection.execute(text("TRUNCATE public.plans CASCADE"))  # or those that were altered stop the way back
         migrations.downgrade(connection, "base")
     migrations.upgrade(connection, "0001")
     filling.fill(connection, progress)
@@ -73,6 +73,8 @@ def travel(
     migrations.upgrade(connection, PERSONAL)
     connection.execute(text("UPDATE tenants SET plan = :plan"), {"plan": parts.plan})
     migrations.upgrade(connection)
+    if kept is not None:
+        plans.restore(connection, kept)
     progress("Upgrading the schema", 1, 1)
     found = _convert(connection, parts, progress)
     progress("Comparing", 0, 1)
@@ -88,7 +90,7 @@ def _convert(connection: Connection, parts: Parts, progress: Progress) -> list[F
     notes = conversion.convert(connection, Converter(parts.actions, parts.kinds, opened, now), progress)
     history.convert(connection, progress)
     connection.execute(act, {"role": "none"})
-    return [*secrets.findings(opened, notes.used_by), *notes.findings(parts.plan)]
+    return [*secrets.findings(opened, notes.used_by), *notes.findings(parts.plan, plans.offered(connection))]
 
 
 def counts(connection: Connection) -> dict[str, Count]:

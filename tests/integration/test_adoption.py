@@ -292,16 +292,21 @@ def test_schedules_that_start_more_than_the_new_plan_admits_are_told_with_the_pl
     )
     assert _rows(empty_database_url, "SELECT DISTINCT plan FROM tenants") == [(plans.FREE,)]
     seeded = _rows(empty_database_url, "SELECT name, (limits->>'max_executions_per_month')::int FROM plans")
-    assert dict(seeded) == plans.ADMITTED_A_MONTH
+    assert dict(seeded) == plans.SEEDED
 
 
 def test_a_wider_plan_than_the_widest_with_a_limit_is_the_one_without() -> None:
-    said = plans.said_of("team", 250_001)
+    said = plans.said_of("team", 250_001, plans.SEEDED)
     assert said is not None
     assert said.endswith(
         "the plan team admits 250,000; what comes over that is held. --plan enterprise admits any number"
     )
-    assert plans.said_of("team", 250_000) is plans.said_of("enterprise", 10**9) is None
+    assert plans.said_of("team", 250_000, plans.SEEDED) is plans.said_of("enterprise", 10**9, plans.SEEDED) is None
+    narrow = plans.said_of("free", 2, {"free": 1})
+    assert narrow is not None
+    assert narrow.endswith(
+        "the plan free admits 1; what comes over that is held, and so it is on every plan that there is"
+    )
 
 
 def test_adopted_organizations_begin_on_the_plan_that_was_asked_for_and_can_go_back(

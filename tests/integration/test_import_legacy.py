@@ -128,10 +128,35 @@ def test_a_migrated_database_without_users_will_do_and_one_with_users_is_left_al
     assert "it has users already" in refused.err
     with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
         connection.execute("DELETE FROM users")
-    command.fine("plans", "set", "free", "max_workflows", "7")
     assert _import(command, path).code == 0
     assert _rows(database_url, "SELECT count(*) FROM users") == [(3,)]
-    assert _rows(database_url, "SELECT limits->>'max_workflows' FROM plans WHERE name = 'free'") == [("100",)]
+
+
+def test_plans_and_prices_that_were_set_before_stay_and_organizations_may_begin_on_one_of_them(
+    database_url: str, tmp_path: Path
+) -> None:
+    legacy = Legacy()
+    user = legacy.user("busy@example.com", id="busy")
+    legacy.credential(user, "slack", "http://x/")
+    legacy.workflow(user, "schedule", "slack_message", {"slack_message": "x", "interval": 1})
+    path = legacy_file.write(tmp_path / "old.db", legacy)
+    command = configured(tmp_path, database_url, DOWN)
+    command.fine("plans", "set", "gold", "max_executions_per_month", "20000", "--create")
+    command.fine("plans", "set", "free", "max_workflows", "7")
+    command.fine("billing", "set-price", "team", "--base", "10", "--included", "5", "--per-thousand", "1")
+    kept = [_rows(database_url, query) for query in (PLANS, PRICES)]
+    refused = _import(command, path, "--plan", "silver")
+    assert (refused.code, refused.out) == (2, "")
+    assert "There is no plan 'silver'; there will be free, gold, team, enterprise." in refused.err
+    [told] = _import(command, path, "--plan", "gold", "--json").json["findings"]
+    assert "the plan gold admits 20,000; what comes over that is held. --plan team admits 250,000" in told["reason"]
+    assert [_rows(database_url, query) for query in (PLANS, PRICES)] == kept
+    assert _rows(database_url, "SELECT plan FROM tenants") == [("gold",)]
+    assert _rows(database_url, "SELECT count(*) FROM plan_terms") == [(0,)]
+
+
+PLANS = "SELECT name, limits FROM plans ORDER BY 1"
+PRICES = "SELECT plan, starts, currency, base, included, per_thousand FROM plan_prices ORDER BY id"
 
 
 def test_an_email_that_no_login_finds_or_that_it_must_write_with_blanks_is_told(
