@@ -33,7 +33,7 @@ def record_intent(execution: Execution, tools: Tools) -> Execution:
 
 
 def renew_credential(execution: Execution, tools: Tools) -> Execution:
-    """As it is stored now, for one more attempt: it may have been rotated, or deleted, since the last one.
+    """As it is stored now, for the attempt that `execution` says: it may have been rotated, or deleted, since the last.
 
     Nothing is written: the intent of the step covers all of its attempts. Raises Fatal and VaultError.
     """

@@ -80,7 +80,7 @@ def _after_failure(execution: Execution, tools: Tools, error: Exception, *, call
         return parked(execution, BACKOFF, seconds, calls=calls, since=since)
     execution.run.hold.wait(min(seconds, execution.run.remaining()))
     try:
-        return replace(renew_credential(execution, tools), attempt=execution.attempt + 1)
+        return renew_credential(replace(execution, attempt=execution.attempt + 1), tools)
     except (Fatal, VaultError) as gone:
         return failed(execution, gone.error_code, gone.detail, calls=calls, since=since)
 

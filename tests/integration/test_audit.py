@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -16,6 +16,8 @@ from psycopg import errors as pg
 from engine import audit
 from engine.audit import Actor, Head, Sealer
 from engine.db import Database
+from engine.errors import RetryLater
+from engine.ports import StepContext
 from engine.repository import audit as stored
 from engine.repository import decryptions
 from engine.repository.audit import AuditFilter
@@ -210,6 +212,22 @@ def test_each_decryption_is_recorded_with_its_run_and_step(parts: Parts) -> None
         (run["id"], "b", 1),
         (run["id"], "a", 1),
     ]
+
+
+def test_an_attempt_that_follows_at_once_is_recorded_as_itself(database_url: str) -> None:
+    def body(context: StepContext, _parameters: Any) -> bool:
+        if context.attempt < 3:
+            raise RetryLater("not yet", after=timedelta(0))
+        return True
+
+    action = Scripted("test.call", body)
+    action.service, action.credential_required = "http", True
+    with parts_for(database_url, script=action) as parts:
+        parts.credential("http", {"bearer": "abcdef"}, name="shared")
+        assert parts.execute({"id": "a", "action": "test.call", "retry": {"attempts": 3}})["status"] == "succeeded"
+        with parts.database.tenant("acme") as session:
+            uses = decryptions.listed(session, "cred_shared", before=None, limit=10)
+    assert [use["attempt"] for use in uses] == [3, 2, 1]
 
 
 def test_what_is_not_decrypted_is_not_recorded(parts: Parts) -> None:
