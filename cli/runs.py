@@ -238,6 +238,8 @@ def _cancel(here: Installation, run_id: str, tenant_id: str, *, as_json: bool) -
         ended = Runs(LeftToSweeper()).cancel(session, run_id, by=operator_here().id)
         if ended:
             audit.record(session, operator_here(), "run.cancelled", run_id)
+        else:
+            row = read_runs.get(session, run_id)  # it may have ended since it was read
     if row is None:
         raise no_run(run_id)
     was = row["status"]
