@@ -127,10 +127,10 @@ class Proxy:
     """Passes a TCP stream on to `port` of this machine until it is told to misbehave.
 
     `hold_after(pattern)`: once a client sends `pattern`, it gets no reply any more; `withheld` is set once the server
-    has given one. `cut_after(pattern)`: once, what
-    holds `pattern` is delivered, and then both sides are closed before the reply. `cut()` closes everything now.
-    While `refusing`, nobody gets through; while `silent`, connections stay open and nothing passes; `delay` is seconds
-    that each piece takes in each direction. `heal()` ends all of it, and the connections with it.
+    has given one. `cut_after(pattern)`: once, what holds `pattern` is delivered, and then both sides are closed before
+    the reply. `cut()` closes everything now. While `refusing`, nobody gets through; while `silent`, connections stay
+    open and nothing passes; `delay` is seconds that each piece takes in each direction. `heal()` ends all of it, and
+    the connections with it.
     """
 
     def __init__(self, port: int) -> None:
