@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 from migrations.legacy.findings import Progress
-from migrations.legacy.sorting import OPTIONAL, TIMES, columns_of, is_set_aside, value
+from migrations.legacy.sorting import NEVER, OPTIONAL, TIMES, columns_of, is_set_aside, value
 from migrations.legacy.staging import COLUMNS, SCHEMA
 
 PAGES_PER_BATCH = 2000
@@ -23,7 +23,7 @@ def keep_rejects(connection: Connection) -> None:
 
 
 def fill(connection: Connection, progress: Progress) -> None:
-    """Copy a batch of pages at a time, owners first. A time that cannot be read becomes the moment of the copy."""
+    """Copy a batch of pages at a time, owners first. A time that is missing or odd becomes the moment of the copy."""
     for table, columns in COLUMNS.items():
         present = columns_of(connection, SCHEMA, table)
         values = ", ".join(stored(column, present) for column in columns)
@@ -45,7 +45,7 @@ def stored(column: str, present: set[str]) -> str:
     written = value(column, present)
     if column in TIMES:
         moment = f"pg_temp.legacy_moment({written})"
-        return moment if column == "last_executed_at" else f"coalesce({moment}, now())"
+        return moment if column == NEVER else f"coalesce({moment}, now())"
     if column == "is_active":
         return f"coalesce(pg_temp.legacy_boolean({written}), false)"
     return written if column in OPTIONAL else f"coalesce({written}, '')"

@@ -40,7 +40,9 @@ CREATE FUNCTION pg_temp.legacy_boolean(written text) RETURNS boolean LANGUAGE sq
     SELECT CASE WHEN lower(trim(written)) IN ('1', 't', 'true') THEN true
                 WHEN lower(trim(written)) IN ('0', 'f', 'false') THEN false END
 $$;
-CREATE TEMPORARY TABLE legacy_sorted (table_name text, place tid, id text, kind text, reason text) ON COMMIT DROP;
+CREATE TEMPORARY TABLE legacy_sorted (
+    table_name text, place tid, id text, kind text, reason text, column_name text  -- for 'changed'
+) ON COMMIT DROP;
 CREATE TEMPORARY TABLE legacy_owners (table_name text, id text) ON COMMIT DROP;
 """
 NO_ID = "it has no id"
@@ -61,7 +63,9 @@ _REASONS = {
         WHEN o.id IS NULL THEN 'its workflow ' || coalesce(workflow_id, '(none)') || ' is gone' END""",
 }
 _OWNERS = {"credentials": ("users", "user_id"), "workflows": ("users", "user_id"), "logs": ("workflows", "workflow_id")}
-TIMES = ("created_at", "last_executed_at", "executed_at")
+NEVER = "last_executed_at"
+"""The time that a row may be without."""
+TIMES = ("created_at", NEVER, "executed_at")
 OPTIONAL = ("message", "action_chain", "parameters")
 
 
@@ -126,25 +130,27 @@ def _set_aside(schema: str, table: str, present: set[str]) -> str:
 
 def _changed(schema: str, table: str, present: set[str]) -> str:
     """One row for each value that cannot be kept."""
-    checks: list[str] = []
+    checks: dict[str, str] = {}
     for column in COLUMNS[table][1:]:
         written = value(column, present)
+        missing = f"CASE WHEN {written} IS NULL THEN '{column} is missing' END"
         if column in TIMES:
             said = f"'{column} cannot be read as a time: ' || left({written}, 100)"
-            checks.append(
-                f"CASE WHEN {written} IS NOT NULL AND pg_temp.legacy_moment({written}) IS NULL THEN {said} END"
-            )
+            odd = f"CASE WHEN {written} IS NOT NULL AND pg_temp.legacy_moment({written}) IS NULL THEN {said} END"
+            checks[column] = odd if column == NEVER else f"coalesce({missing}, {odd})"
         elif column == "is_active":
             said = f"'is_active is neither true nor false, taken as false: ' || coalesce(left({written}, 100), 'NULL')"
-            checks.append(f"CASE WHEN pg_temp.legacy_boolean({written}) IS NULL THEN {said} END")
+            checks[column] = f"CASE WHEN pg_temp.legacy_boolean({written}) IS NULL THEN {said} END"
         elif column == "status":
             said = (
                 f"'status is neither success nor failed, shown as failed: ' || coalesce(left({written}, 100), 'NULL')"
             )
-            checks.append(f"CASE WHEN {written} IS NULL OR {written} NOT IN ('success', 'failed') THEN {said} END")
+            checks[column] = f"CASE WHEN {written} IS NULL OR {written} NOT IN ('success', 'failed') THEN {said} END"
         elif column not in OPTIONAL:
-            checks.append(f"CASE WHEN {written} IS NULL THEN '{column} is missing' END")
+            checks[column] = missing
+    names = ", ".join(f"'{column}'" for column in checks)
     return f"""
-        INSERT INTO legacy_sorted SELECT '{table}', s.ctid, s.id::text, 'changed', said.reason
-        FROM {schema}.{table} s, LATERAL unnest(ARRAY[{", ".join(checks)}]) AS said(reason)
+        INSERT INTO legacy_sorted SELECT '{table}', s.ctid, s.id::text, 'changed', said.reason, said.column_name
+        FROM {schema}.{table} s,
+            LATERAL unnest(ARRAY[{", ".join(checks.values())}], ARRAY[{names}]) AS said(reason, column_name)
         WHERE said.reason IS NOT NULL AND NOT {is_set_aside(table)}"""

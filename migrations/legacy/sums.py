@@ -1,7 +1,8 @@
 """Sums over the contents of the four tables, whatever the order of their rows: what was read, and what stands for it.
 
 What the road read is taken from the old tables before it writes anything, what stands for it from the tables of the
-engine and the rejects when it has written everything. A value that `filling` replaces is replaced on both sides.
+engine and the rejects when it has written everything. The first knows nothing of how `filling` stores a value: it takes
+one for replaced only where a finding of `sorting` says so, so a change that nobody is told of makes the sums differ.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Mapping
 from sqlalchemy import Connection, text
 
 from engine.db import SYSTEM_ROLE
-from migrations.legacy import filling, sorting
+from migrations.legacy import sorting
 from migrations.legacy.findings import TABLES, Checksums
-from migrations.legacy.sorting import TIMES
+from migrations.legacy.sorting import NEVER, TIMES, value
 from migrations.legacy.staging import COLUMNS, SCHEMA
 
 MODULUS = 2**64
@@ -53,9 +54,22 @@ def _number(connection: Connection, query: str) -> int:
 
 def _kept(connection: Connection, table: str) -> str:
     present = sorting.columns_of(connection, SCHEMA, table)
-    columns = ", ".join(f"{filling.stored(column, present)} AS {column}" for column in _COMPARED[table])
-    rows = f"(SELECT {columns} FROM {SCHEMA}.{table} s WHERE NOT {sorting.is_set_aside(table)}) kept"
-    return _summed([_written(column) for column in _COMPARED[table]], rows)
+    columns = ", ".join(f"{_due(column, present)} AS {column}" for column in _COMPARED[table])
+    told = f"""SELECT place, array_agg(column_name) AS columns FROM legacy_sorted
+        WHERE table_name = '{table}' AND kind = 'changed' GROUP BY place"""
+    rows = f"""(SELECT {columns} FROM {SCHEMA}.{table} s LEFT JOIN ({told}) told ON told.place = s.ctid
+        WHERE NOT {sorting.is_set_aside(table)} OFFSET 0) kept"""  # or each value is read twice
+    return _summed(_COMPARED[table], rows)
+
+
+def _due(column: str, present: set[str]) -> str:
+    """What a column of the alias ``s`` is to be written as: as it stands, or replaced as a finding tells."""
+    found = read = value(column, present)
+    instead = "''"
+    if column in TIMES:
+        read = _utc(f"pg_temp.legacy_moment({found})")
+        instead = "NULL" if column == NEVER else _utc("now()")
+    return f"coalesce({read}, CASE WHEN '{column}' = ANY (told.columns) THEN {instead} ELSE {found} END)"
 
 
 def _aside(table: str) -> str:
@@ -72,9 +86,11 @@ def _summed(fields: list[str], source: str) -> str:
 
 def _written(column: str) -> str:
     """A column as `values.Reading` writes it."""
-    if column in TIMES:
-        return f"""to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')"""
-    return column
+    return _utc(column) if column in TIMES else column
+
+
+def _utc(moment: str) -> str:
+    return f"""to_char({moment} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')"""
 
 
 def _whole(column: str) -> str:

@@ -25,7 +25,7 @@ from engine import billing
 from engine.billing import Closer
 from engine.db import Database
 from engine.errors import BadRequest, Conflict, Unavailable
-from migrations.legacy import adopt, checking, moments, road, staging
+from migrations.legacy import adopt, checking, moments, road, sorting, staging, sums
 from migrations.legacy.conversion import next_fire
 from migrations.legacy.findings import TABLES, Conversion, Kind
 from migrations.legacy.importing import import_file
@@ -92,8 +92,8 @@ def test_the_report_shows_checksums_of_the_contents_and_they_are_those_of_the_sa
     command = configured(tmp_path, empty_database_url, DOWN)
     done = command.fine("migrate", "--adopt", "--encryption-key", base64.b64encode(KEY).decode())
     assert "contents before   after" in done.out
-    for table, sums in read.items():
-        assert re.search(rf"^{table} .* {sums.before}  {sums.after}$", done.out, re.MULTILINE), done.out
+    for table, each in read.items():
+        assert re.search(rf"^{table} .* {each.before}  {each.after}$", done.out, re.MULTILINE), done.out
     [(kept,)] = rows_of(empty_database_url, "SELECT report->'checksums' FROM fairlane_legacy.adoption")
     assert kept == {table: asdict(sums) for table, sums in read.items()}
 
@@ -110,6 +110,34 @@ def test_contents_that_are_not_the_same_afterwards_are_told_and_nothing_is_chang
     said = r"The contents of users are not the same: their checksum was \w{16} before and is \w{16} after. Nothing was"
     assert re.match(said, failed.err), failed.err
     assert dump(empty_database_url) == before
+
+
+def test_a_value_that_is_replaced_without_a_finding_makes_the_contents_differ(empty_database_url: str) -> None:
+    legacy = clean()
+    user = legacy.user("late@example.com", created_at=None)
+    odd = legacy.workflow(user, "webhook", "slack_message", {"slack_message": "x"}, last_executed_at="soon")
+    log = legacy.log(odd, executed_at=None)
+    legacy.write(empty_database_url)
+    engine = sa.create_engine(empty_database_url)
+    with engine.connect() as connection:
+        staging.prepare(connection)
+        for table in TABLES:
+            connection.exec_driver_sql(f"ALTER TABLE {table} SET SCHEMA {staging.SCHEMA}")
+        sorting.sort(connection, staging.SCHEMA)
+        told = sums.before(connection)
+        connection.exec_driver_sql("DELETE FROM legacy_sorted")
+        untold = sums.before(connection)
+        connection.rollback()
+    engine.dispose()
+    assert [table for table in TABLES if told[table] != untold[table]] == ["users", "workflows", "logs"]
+    conversion = adopted_now(empty_database_url)
+    assert conversion.adds_up
+    changed = {(finding.id, finding.reason) for finding in conversion.findings if finding.kind is Kind.CHANGED}
+    assert changed == {
+        (user, "created_at is missing"),
+        (odd, "last_executed_at cannot be read as a time: soon"),
+        (log, "executed_at is missing"),
+    }
 
 
 def test_times_are_read_in_the_same_forms_as_those_of_a_file_whatever_the_database_prefers(
