@@ -6,7 +6,7 @@ MINUTES ?= 10
 SEED ?=
 LEASE ?= 30
 PYTEST ?= -n 3 --dist loadfile
-BENCHES := end-to-end broker fairness admission expressions scrape
+BENCHES := end-to-end broker fairness admission expressions scrape herd
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input

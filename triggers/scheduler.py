@@ -1,7 +1,8 @@
 """Fires what is due: one tick of any number of schedulers, none of which is special.
 
 A due trigger is locked with SKIP LOCKED, its runs are stored, and it is moved on, in one transaction. So two schedulers
-never fire the same one, and one that dies half-way has done nothing. Besides, each run's key names its moment.
+never fire the same one, and one that dies half-way has done nothing. Besides, each run's key names its moment. Of many
+that are due organizations take turns, so that one with thousands of schedules in a second does not delay another's one.
 
 A trigger that cannot fire - unreadable, or of a workflow that is off or gone - is paused with the reason in its row,
 and does not stop the others. When Postgres does not answer, the tick raises Unavailable and the next one does the work.
@@ -30,7 +31,9 @@ from triggers.registry import KINDS
 
 BATCH = 50
 """Triggers in one transaction; each is a savepoint, and Postgres remembers 64 of them cheaply."""
-MAX_BATCHES = 400
+ROUND = 1000
+"""Triggers that are put in order at once; whatever falls due meanwhile has its turn in the next round."""
+MAX_ROUNDS = 20
 """After so many a tick ends, so that one which cannot keep up is seen to end and begin."""
 
 log = structlog.get_logger(__name__)
@@ -73,16 +76,18 @@ class Scheduler:
     def run_once(self) -> Result:
         """Fire everything that is due now, in batches."""
         total = Result()
-        for _ in range(MAX_BATCHES):
-            batch = self._fire_batch()
-            total += batch
-            if batch.claimed < BATCH:
+        for _ in range(MAX_ROUNDS):
+            with self._database.system() as session:
+                keys = stored.due(session, limit=ROUND, window=ROUND * MAX_ROUNDS)
+            for start in range(0, len(keys), BATCH):
+                total += self._fire_batch(keys[start : start + BATCH])
+            if len(keys) < ROUND:
                 break
         return total
 
-    def _fire_batch(self) -> Result:
+    def _fire_batch(self, keys: Sequence[stored.Key]) -> Result:
         with self._database.system() as session:
-            rows = stored.due(session, limit=BATCH)
+            rows = stored.lock_due(session, keys)
             handled = [done for tenant_id, own in _by_tenant(rows) for done in self._handle(session, tenant_id, own)]
             stored.advance(session, [done.advance for done in handled])
         polls = [done.poll for done in handled if done.poll is not None]

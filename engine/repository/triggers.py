@@ -22,6 +22,9 @@ from engine.errors import Conflict
 from engine.models import data_keys, poll_items, tenants, triggers, workflows
 from engine.ports import Json
 
+Key = tuple[str, str]
+"""Of a trigger: its tenant and its workflow."""
+
 _HAS_SECRET = triggers.c.config.has_key("sealed")
 _KEY_VERSION = triggers.c.config["sealed"]["key_version"].astext.cast(sa.Integer)
 
@@ -37,9 +40,16 @@ class Advance:
     paused_reason: str | None = None
 
 
-def due(session: SystemSession, *, limit: int) -> list[Row]:
-    """Lock the longest due triggers that nobody else has locked; ``now`` of each row is the database's."""
-    return session.query("due_triggers", limit=limit)
+def due(session: SystemSession, *, limit: int, window: int) -> list[Key]:
+    """What shall fire now, in the order of its turns: so many, out of the `window` longest due. Nothing is locked."""
+    rows = session.query("due_triggers", limit=limit, window=window)
+    return [(row["tenant_id"], row["workflow_id"]) for row in rows]
+
+
+def lock_due(session: SystemSession, keys: Sequence[Key]) -> list[Row]:
+    """Those of `keys` that are due still and that nobody else has locked; ``now`` of each is the database's."""
+    tenant_ids, workflow_ids = zip(*keys, strict=True)
+    return session.query("lock_due_triggers", tenant_ids=list(tenant_ids), workflow_ids=list(workflow_ids))
 
 
 def advance(session: SystemSession, advances: Sequence[Advance]) -> None:

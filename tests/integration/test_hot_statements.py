@@ -144,4 +144,5 @@ def test_ticks_look_only_at_what_may_be_due(filled: Database) -> None:
     with filled.system() as session:
         assert "ix_runs_live" in plan(session, "overdue_runs", **sweep)
         assert "ix_runs_wake_at" in plan(session, "wake_runs", limit=500)
-        assert "ix_triggers_next_fire_at" in plan(session, "due_triggers", limit=50)
+        assert "ix_triggers_next_fire_at" in plan(session, "due_triggers", limit=1000, window=20_000)
+        assert "pk_triggers" in plan(session, "lock_due_triggers", tenant_ids=["a"] * 50, workflow_ids=["wf"] * 50)

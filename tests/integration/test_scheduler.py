@@ -19,7 +19,7 @@ from tests.trigger_parts import Parts, parts_for
 from triggers import KINDS, Scheduler
 from triggers.kinds import Decision, Kinds
 from triggers.poll import LEASE
-from triggers.scheduler import Result
+from triggers.scheduler import BATCH, Result
 
 HOURLY = {"type": "schedule", "every": "1h"}
 
@@ -140,6 +140,20 @@ def test_ten_thousand_schedules_due_in_the_same_second_fire_once_each(parts: Par
     assert runs_by_workflow(parts) == {f"wf_{n}": 1 for n in range(1, 10_001)}
     (row,) = parts.rows("SELECT count(*) AS n FROM triggers WHERE next_fire_at > now()")
     assert row["n"] == 10_000
+
+
+def test_of_a_herd_each_organization_fires_in_its_turn(parts: Parts, scheduler: Scheduler) -> None:
+    due_schedules(parts, 200)
+    few = ["wf_50", "wf_100", "wf_200"]
+    parts.change("UPDATE triggers SET next_fire_at = NULL WHERE tenant_id = 'a'")
+    parts.change(
+        "UPDATE triggers SET next_fire_at = date_trunc('second', now()) - interval '1 second'"
+        " WHERE tenant_id = 'b' OR workflow_id = ANY(:few)",
+        few=few,
+    )
+    assert scheduler.run_once().started == 103
+    first = [message.flow for message in list(parts.broker.runs.values())[:BATCH]]
+    assert set(few) < set(first), "one organization's hundred came first"
 
 
 @pytest.mark.parametrize(("missed", "started"), [("skip", []), ("once", [18]), ("all", list(range(9, 19)))])
