@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.herd import BEFORE, HERD, SAME, Plan, run
+from bench.herd import run
+from bench.herd_ground import BEFORE, HERD, SAME, Plan
 
 
 def test_a_herd_beside_callers_of_the_api_fires_once_each_and_everybody_is_answered(tmp_path: Path) -> None:
