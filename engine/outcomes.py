@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from engine.durations import format_duration
 from engine.errors import ActionError, FairlaneError
-from engine.execution import Execution, StepResult, json_bytes
+from engine.execution import APPROVAL, Execution, StepResult, json_bytes
 from engine.ports import Json
 from engine.states import StepState
 
@@ -59,6 +61,13 @@ def out_of_time(execution: Execution, *, calls: int = 0, since: float | None = N
     return failed(execution, RUN_TIMEOUT, execution.run.deadline.reason, calls=calls, since=since)
 
 
+def _how_long(reason: str, wake_seconds: float | None) -> str:
+    if wake_seconds is None:
+        return "until something comes for it"
+    lasting = format_duration(timedelta(seconds=math.ceil(wake_seconds)))
+    return f"for {lasting} at most" if reason == APPROVAL else f"for {lasting}"
+
+
 def parked(
     execution: Execution,
     reason: str,
@@ -69,8 +78,7 @@ def parked(
     since: float | None = None,
 ) -> Execution:
     """The step waits without a worker, for so long or until something comes for it."""
-    when = "until it is resumed" if wake_seconds is None else f"for {wake_seconds:.0f} s"
-    execution.log("info", f"Waits {when} without a worker ({reason}).")
+    execution.log("info", f"Waits without a worker {_how_long(reason, wake_seconds)} ({reason}).")
     return with_result(
         execution,
         StepState.RUNNING,

@@ -172,6 +172,8 @@ class TestApproval:
         with pytest.raises(Gone) as late:
             parts.resume(run["id"])
         assert late.value.error_code == "approval_expired"
+        said = [line["message"] for line in parts.lines_of(run["id"])]
+        assert "Waits without a worker for 1h at most (approval)." in said
         parts.sweep_and_run()
         assert parts.run_row(run["id"])["error"]["code"] == "approval_expired"
 
