@@ -13,12 +13,12 @@ from engine.plans import NAMES, UNLIMITED, Limits, parse_limit, require_limit
 Values = dict[str, float | int | None]
 
 
-def parse(name: str, text: str) -> float | int | None:
-    """The value of a limit. What is wrong with it is wrong usage."""
+def parse(name: str, text: str, *, besides: str = "") -> float | int | None:
+    """The value of a limit. What is wrong with it is wrong usage; `besides` says what the command takes as well."""
     try:
         return parse_limit(name, text)
     except InvalidInput as error:
-        raise typer.BadParameter(error.detail) from None
+        raise typer.BadParameter(error.detail + besides) from None
 
 
 def require(name: str) -> None:

@@ -125,7 +125,7 @@ def set_limit(
     """Let one limit of an organization differ from its plan."""
     by_plan = value.lower() == DEFAULT
     limits.require(limit)
-    values = {} if by_plan else {limit: limits.parse(limit, value)}
+    values = {} if by_plan else {limit: limits.parse(limit, value, besides=f" {DEFAULT} is as its plan says.")}
     with opened(data) as here:
         with here.database.system() as session:
             if by_plan:

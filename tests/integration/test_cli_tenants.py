@@ -122,6 +122,7 @@ def test_a_limit_is_set_and_given_back_to_the_plan(fairlane: CommandLine) -> Non
     ("words", "code", "sentence"),
     [
         (("acme", "max_executions_per_month", "lots"), 2, "max_executions_per_month cannot be 'lots': want a whole"),
+        (("acme", "max_executions_per_month", "plan"), 2, "or unlimited. default is as its plan says."),
         (("acme", "max_executions", "1"), 2, "Did you mean max_executions_per_month?"),
         (("acme", "max_executions", "default"), 2, "There is no limit 'max_executions'"),
         (("acme", "max_members"), 2, "Missing argument"),
