@@ -155,7 +155,7 @@ def show(
         return
     show_record(whole)
     typer.echo()
-    show_items(steps, STEP_COLUMNS, as_json=False, none="No step has begun.")
+    show_items(steps, STEP_COLUMNS, as_json=False, none="No step has finished, nor begun an effect outside.")
     if lines is not None:
         typer.echo()
         show_items(lines, LOG_COLUMNS, as_json=False, none="It has logged nothing.")

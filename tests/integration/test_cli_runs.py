@@ -114,7 +114,7 @@ def test_a_run_is_shown_with_its_steps_and_what_it_logged(world: World) -> None:
     lines = world.fairlane.fine("runs", "show", world.failed, "--logs").out.splitlines()
     assert next(line for line in lines if line.startswith("workflow_id")).endswith("wf_bad")
     assert next(line for line in lines if line.startswith("a ")).endswith("broken")
-    assert "No step has begun." in world.fairlane.fine("runs", "show", world.queued).out
+    assert "No step has finished, nor begun an effect outside." in world.fairlane.fine("runs", "show", world.queued).out
     missing = world.fairlane("runs", "show", "run_0")
     assert (missing.code, missing.err) == (1, "There is no run 'run_0'.\n")
     assert world.fairlane("runs", "show", world.failed, "--tenant", "beta").code == 1
