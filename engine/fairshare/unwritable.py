@@ -4,9 +4,6 @@ Its disk or its memory is full, it has become a replica or lost its own, a scrip
 itself or by an operator, like an outage. kombu would take it for a fault of the command, and Celery's worker would end.
 """
 
-# kombu and redis-py have no annotations for what is done here.
-# mypy: disable-error-code="no-untyped-call"
-
 from __future__ import annotations
 
 import re
