@@ -20,6 +20,7 @@ from engine.errors import ConfigurationError, FairlaneError
 
 if TYPE_CHECKING:
     import psycopg
+    import redis
 
     from engine.db import Database
     from engine.settings import Settings
@@ -136,6 +137,17 @@ def _data_keys(database: Database, ring: Mapping[str, bytes]) -> Finding:
     return Finding("data keys", f"{sum(row['data_keys'] for row in used):,}", fault)
 
 
+def _refused(client: redis.Redis) -> str | None:
+    """Its disk or memory may be full, or it is a replica. Asked with a write that changes nothing."""
+    from redis.exceptions import ResponseError
+
+    try:
+        client.set("{runs}:doctor", "", xx=True)  # of a key that is not there
+    except ResponseError as error:
+        return f"Redis takes no writes ({error}); runs are stored and wait."
+    return None
+
+
 def _redis(url: str) -> list[Finding]:
     if url.startswith("sentinel://"):
         return [Finding("redis", "behind Sentinel: ask the sentinels for its version and maxmemory-policy")]
@@ -144,10 +156,13 @@ def _redis(url: str) -> list[Finding]:
     with redis.Redis.from_url(url, socket_timeout=SECONDS_TO_CONNECT, decode_responses=True) as client:
         version = str(client.info("server")["redis_version"])
         policy = str(client.info("memory").get("maxmemory_policy", "unknown"))
+        refused = _refused(client)
     too_old = tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_REDIS
     eviction = policy not in ("noeviction", "unknown")
     return [
-        Finding("redis", f"version {version}", f"Redis {version} is too old: use 6.2 or newer." if too_old else None),
+        Finding(
+            "redis", f"version {version}", f"Redis {version} is too old: use 6.2 or newer." if too_old else refused
+        ),
         Finding(
             "redis memory",
             f"maxmemory-policy {policy}",

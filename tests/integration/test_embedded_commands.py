@@ -262,3 +262,21 @@ def test_the_doctor_refuses_a_redis_that_may_drop_work(
             client.config_set("maxmemory-policy", "noeviction")
     assert run.returncode == 1
     assert "set maxmemory-policy to noeviction" in run.stderr
+
+
+def test_the_doctor_tells_of_a_redis_that_takes_no_writes_and_writes_nothing_itself(
+    fairlane: Callable[..., Run], database_url: str, redis_url: str
+) -> None:
+    import redis
+
+    variables = {"FAIRLANE_DATABASE_URL": database_url, "FAIRLANE_REDIS_URL": redis_url, **KEYS}
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_set("maxmemory", "1")
+        try:
+            run = fairlane("doctor", **variables)
+        finally:
+            client.config_set("maxmemory", "0")
+        assert run.returncode == 1
+        assert "Redis takes no writes (command not allowed when used memory > 'maxmemory'" in run.stderr
+        assert "Redis takes no writes" not in fairlane("doctor", **variables).stderr
+        assert not client.exists("{runs}:doctor")
