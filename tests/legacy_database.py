@@ -186,3 +186,17 @@ def spoil(url: str) -> None:
         connection.execute(
             "CREATE EVENT TRIGGER spoil ON ddl_command_end WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION spoil()"
         )
+
+
+def spoil_lines(url: str) -> None:
+    """Make the server one that alters one line of the execution log while it is written."""
+    with psycopg.connect(url.replace("+psycopg", "")) as connection:
+        connection.execute(
+            "CREATE FUNCTION spoil_line() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " NEW.message := NEW.message || '!'; RETURN NEW; END $$;"
+            "CREATE FUNCTION spoil() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " IF to_regclass('public.execution_logs') IS NOT NULL THEN"
+            " CREATE OR REPLACE TRIGGER spoil_line BEFORE INSERT ON public.execution_logs FOR EACH ROW"
+            " WHEN (NEW.seq = 5) EXECUTE FUNCTION public.spoil_line(); END IF; END $$;"
+            "CREATE EVENT TRIGGER spoil ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION spoil()"
+        )

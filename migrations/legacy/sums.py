@@ -98,8 +98,19 @@ def _whole(column: str) -> str:
     return f"(\"row\"->>'{column}')"
 
 
+_LOG = """
+    (SELECT l.id, r.workflow_id, e.data->>'status' AS status, e.at AS executed_at,
+        CASE WHEN l.message IS NULL AND e.message = '' THEN NULL ELSE e.message END AS message
+    FROM runs r JOIN execution_logs e ON e.tenant_id = r.tenant_id AND e.run_id = r.id
+        JOIN logs l ON l.tenant_id = r.tenant_id AND l.id = e.data->>'log_id'
+    WHERE r.trigger = 'legacy') log
+"""
+"""The old log as the execution log has it, where a line always has a message."""
+_SOURCES = {table: _LOG if table == "logs" else table for table in TABLES}
 _COMPARED = {table: [column for column in columns if column not in NOT_COMPARED] for table, columns in COLUMNS.items()}
-_CARRIED = {table: _summed([_written(column) for column in columns], table) for table, columns in _COMPARED.items()}
+_CARRIED = {
+    table: _summed([_written(column) for column in columns], _SOURCES[table]) for table, columns in _COMPARED.items()
+}
 _REJECTED = {
     table: _summed([_whole(column) for column in columns], f"{SCHEMA}.rejects WHERE table_name = '{table}'")
     for table, columns in _COMPARED.items()

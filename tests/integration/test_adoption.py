@@ -45,6 +45,7 @@ from tests.legacy_database import (
     encrypt,
     examples,
     spoil,
+    spoil_lines,
 )
 
 
@@ -138,6 +139,17 @@ def test_a_value_that_is_replaced_without_a_finding_makes_the_contents_differ(em
         (odd, "last_executed_at cannot be read as a time: soon"),
         (log, "executed_at is missing"),
     }
+
+
+def test_a_line_of_the_execution_log_that_is_not_as_the_old_log_had_it_is_told_and_nothing_is_changed(
+    empty_database_url: str,
+) -> None:
+    clean().write(empty_database_url)
+    before = dump(empty_database_url)
+    spoil_lines(empty_database_url)
+    with pytest.raises(Conflict, match="The contents of logs are not the same"):
+        adopted_now(empty_database_url)
+    assert dump(empty_database_url) == before
 
 
 def test_times_are_read_in_the_same_forms_as_those_of_a_file_whatever_the_database_prefers(
