@@ -1,6 +1,6 @@
 """What a herd does: thousands of schedules due in the same second, beside callers of the API.
 
-    python -m bench.herd [--schedules 5000] [--tenants 100] [--jitter SECONDS] [--quick]
+    python -m bench.herd [--schedules 5000] [--tenants 100] [--jitter SECONDS] [--nice NUMBER] [--quick]
 
 A whole installation as an operator starts it: the API, a beat, three workers of four threads, Postgres (durable) and
 Redis. One organization has a fifth of the schedules, the others from a few to twice the mean. All are saved through the
@@ -32,7 +32,8 @@ from bench.simulator import quantile
 
 def report(plan: Plan, outcome: Outcome) -> None:
     title = f"{plan.schedules:,} schedules of {plan.tenants} organizations due in one second"
-    waits = Table(title=title + (f", jitter {plan.jitter} s" if plan.jitter else ""))
+    title += f", jitter {plan.jitter} s" if plan.jitter else ""
+    waits = Table(title=title + (f", workers and beat nice {plan.nice}" if plan.nice else ""))
     for column in ("seconds from due to start", "runs", "p50", "p99", "max"):
         waits.add_column(column, justify="left" if column.startswith("seconds") else "right")
     for name, lags in {"all": outcome.all_lags, **outcome.lags}.items():
@@ -69,13 +70,14 @@ def main() -> None:
     parser.add_argument("--schedules", type=int, default=Plan.schedules)
     parser.add_argument("--tenants", type=int, default=Plan.tenants, help="at least 3, with two schedules each")
     parser.add_argument("--jitter", type=int, default=0, metavar="SECONDS", help="of every schedule")
+    parser.add_argument("--nice", type=int, default=0, metavar="NUMBER", help="of workers and beat, as by nice -n")
     parser.add_argument("--quick", action="store_true", help="500 schedules of 20 organizations")
     given = parser.parse_args()
     if given.tenants < 3 or given.schedules < 2 * given.tenants:
         parser.error("--tenants must be at least 3, and --schedules at least twice as many")
-    plan = Plan(given.schedules, given.tenants, jitter=given.jitter)
+    plan = Plan(given.schedules, given.tenants, jitter=given.jitter, nice=given.nice)
     if given.quick:
-        plan = Plan(500, 20, before=5.0, jitter=given.jitter)
+        plan = Plan(500, 20, before=5.0, jitter=given.jitter, nice=given.nice)
     with tempfile.TemporaryDirectory(prefix="fairlane-herd-", ignore_cleanup_errors=True) as folder:
         outcome = run(plan, Path(folder))
     report(plan, outcome)

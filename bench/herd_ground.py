@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections import Counter
@@ -43,6 +44,8 @@ class Plan:
     """Requests a second of all steady callers."""
     jitter: int = 0
     """Seconds."""
+    nice: int = 0
+    """How far workers and beat give way to the API, as ``nice -n`` lets them."""
 
     def sizes(self) -> list[int]:
         """How many schedules each organization has: a fifth the first, then more and more, from one on."""
@@ -129,6 +132,9 @@ class Herd:
         at_once(self._base, jobs, save)
         with self._ground.sql() as connection:
             connection.execute("ANALYZE")
+        for name, process in self._ground.processes.items():
+            if name != "api" and self.plan.nice:
+                os.setpriority(os.PRIO_PGRP, process.pid, self.plan.nice)  # every thread of it
 
     def run(self) -> Outcome:
         callers = Callers(self._base, self._steady, self.plan.rate)
@@ -171,7 +177,7 @@ class Herd:
         with self._ground.sql() as connection:
 
             def ended() -> bool:
-                time.sleep(0.2)
+                time.sleep(0.5)
                 row = connection.execute(
                     "SELECT count(*) FROM runs r JOIN workflows w ON w.tenant_id = r.tenant_id AND w.id = r.workflow_id"
                     " WHERE r.trigger = %s AND r.finished_at IS NOT NULL AND w.trigger_type = 'schedule'",
